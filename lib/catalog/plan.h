@@ -1,0 +1,53 @@
+#pragma once
+
+// How a job is cut and what it will need, from geometry and recipe alone. Used by CreateJob, PlanJob and the scheduler.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "lib/catalog/geometry.h"
+#include "lib/catalog/options.h"
+#include "lib/catalog/quantizers.h"
+
+namespace gradq {
+
+struct PlanInputs {
+  ModelGeometry geometry;
+  std::string method;
+  Objective objective = Objective::kGuided;
+  OptionMap options;  // resolved
+  int bits = 3;
+  int groups = 4;
+  int64_t sequences = 64;
+  int64_t length = 512;
+  int64_t chunk_sequences = 4;
+  int stages = 0;   // 0: chosen
+  int workers = 1;  // ready workers
+  int64_t worker_memory_bytes = 0;  // smallest of them; 0: unknown
+  int64_t compute_bytes = 4;        // bytes per element of compute_dtype
+};
+
+struct Plan {
+  std::vector<int> first_block;  // per stage
+  int chunks = 0;
+  std::vector<std::string> statistics;  // union of needs, plus fisher_blocks wherever gradients are taken
+  bool needs_backward = false;
+  // Largest over the stages, bytes.
+  int64_t weights_bytes = 0;
+  int64_t activations_bytes = 0;  // graph of one chunk
+  int64_t statistics_bytes = 0;
+  int64_t spool_bytes = 0;      // streams of the whole job
+  int64_t artifact_bytes = 0;
+  int64_t worker_memory_bytes = 0;  // sum of what one worker needs at once
+  double pass_flop = 0;
+  double statistics_flop = 0;
+  double solve_flop = 0;
+};
+
+// INVALID_ARGUMENT: groups, bits, stages or sizes that cannot be (each with the value and the range). RESOURCE_EXHAUSTED: no number of
+// stages fits worker_memory_bytes (with needed and available bytes).
+absl::StatusOr<Plan> MakePlan(const PlanInputs& inputs);
+
+}  // namespace gradq

@@ -1,0 +1,61 @@
+#pragma once
+
+// One quantized linear layer: what a solver makes, a shard carries, an artifact stores and a kernel multiplies with. Plain value, no
+// libtorch. Layout: lib/format/FORMAT.md.
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "lib/catalog/quantizers.h"
+
+namespace gradq {
+
+// Numbers about the solve; they follow from inputs, recipe and numerics class alone.
+struct SolveRecord {
+  std::string method;
+  std::optional<double> objective_initial;  // Σ_k (1/|J_k|) Σ_{j∈J_k} δᵀ H̄_k δ, of the fp16-rounded initial table
+  std::optional<double> objective_final;    // the same of the result as stored
+  std::optional<double> predicted_loss_increase;  // nats per token
+  std::vector<double> damping;              // absolute diagonal load tried, per group and step, in order; empty: none was needed
+  std::map<std::string, double> numbers;    // method-specific ("iterations_used", ...), keys lower_snake
+};
+
+struct QuantizedLinear {
+  std::string name;  // checkpoint name without ".weight"
+  Encoding encoding = Encoding::kLut;
+  int bits = 0;
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  // [out, ceil(in * bits / 32)]; see packing.h.
+  std::vector<uint32_t> packed;
+  // kLut: fp16 bits, [out, 2^bits], ascending, unused entries repeat the largest used.
+  std::vector<uint16_t> lut;
+  // kAffine: w = (code - zero_point) * scale; fp16 scales [out, ceil(in / group_size)], zero points [out, ceil(in / group_size)] in [0, 2^bits).
+  int64_t group_size = 0;
+  std::vector<uint16_t> scale;  // fp16 bits
+  std::vector<uint8_t> zero_point;
+  SolveRecord record;
+
+  // Bits per weight counting codes, tables, scales and zero points.
+  double average_bits() const;
+  int64_t weights() const { return out_features * in_features; }
+};
+
+// Sizes and ranges agree; INVALID_ARGUMENT naming the linear.
+absl::Status Validate(const QuantizedLinear& linear);
+
+// The weights the codes stand for, fp32 [out, in].
+std::vector<float> Dequantize(const QuantizedLinear& linear);
+
+// A shard: the linear as one safetensors file in memory, byte-for-byte determined by the value.
+std::string SerializeShard(const QuantizedLinear& linear);
+absl::StatusOr<QuantizedLinear> ParseShard(std::string_view bytes);
+
+}  // namespace gradq

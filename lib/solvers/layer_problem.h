@@ -1,0 +1,47 @@
+#pragma once
+
+// Everything a quantizer knows of one linear. Statistics arrive as tensors by name (lib/statistics makes them, streams carry them).
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "absl/status/statusor.h"
+#include "lib/catalog/groups.h"
+#include "lib/catalog/options.h"
+#include "lib/catalog/quantizers.h"
+#include "lib/format/quantized_linear.h"
+
+namespace gradq {
+
+class ThreadPool;
+
+struct LayerProblem {
+  std::string name;
+  at::Tensor weight;  // fp32 [out, in], contiguous, CPU
+  GroupPartition groups;
+  int bits = 0;
+  Objective objective = Objective::kGuided;
+  OptionMap options;  // resolved (lib/catalog/options.h)
+  // Full symmetric fp32 [in, in], one per group; empty when the job took no gradients.
+  std::vector<at::Tensor> fisher_blocks;
+  at::Tensor gram;             // fp32 [in, in] or undefined
+  at::Tensor fisher_diagonal;  // fp32 [out, in] or undefined
+  // ½ · (T / N) · c⁻²: nats per token and unit of Σ_k |J_k| objective_k (design 1).
+  double loss_price = 0;
+};
+
+struct SolveContext {
+  ThreadPool* pool = nullptr;
+  // Asked at every column block and iteration; true: the solve returns CANCELLED.
+  std::function<bool()> cancelled;
+};
+
+// Builds the statistics part of a problem from named tensors ("fisher_blocks/0", "gram", ...): packed triangles are unfolded.
+// INVALID_ARGUMENT when one that `needs` lists is missing or has the wrong size.
+absl::Status AttachStatistics(const std::map<std::string, at::Tensor>& tensors, const std::vector<std::string_view>& needs, LayerProblem* problem);
+
+}  // namespace gradq
