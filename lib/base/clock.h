@@ -1,6 +1,7 @@
 #pragma once
 
-// Time, injected so that leases and timeouts can be simulated. Clock::Real() is thread-safe and lives for the process.
+// Time, injected so that leases and timeouts can be simulated. Clock::Real() is thread-safe and
+// lives for the process.
 
 #include "absl/time/time.h"
 

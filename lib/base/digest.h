@@ -1,6 +1,7 @@
 #pragma once
 
-// SHA-256 for identity (blobs, shards, chunks), XXH3 for messages on the wire. Sha256 objects are not thread-safe.
+// SHA-256 for identity (blobs, shards, chunks), XXH3 for messages on the wire. Sha256 objects are
+// not thread-safe.
 
 #include <cstdint>
 #include <memory>

@@ -15,8 +15,8 @@
 #include <filesystem>
 #include <system_error>
 
-#include "lib/base/strings.h"
 #include "lib/base/status_macros.h"
+#include "lib/base/strings.h"
 
 namespace gradq {
 namespace {
@@ -25,21 +25,24 @@ namespace fs = std::filesystem;
 
 class LocalFile : public RandomAccessFile {
  public:
-  LocalFile(std::string path, int fd, int64_t size) : path_(std::move(path)), fd_(fd), size_(size) {}
+  LocalFile(std::string path, int fd, int64_t size)
+      : path_(std::move(path)), fd_(fd), size_(size) {}
   ~LocalFile() override { close(fd_); }
   int64_t size() const override { return size_; }
 
   absl::Status Read(int64_t offset, std::span<std::byte> out) const override {
     if (offset < 0 || offset > size_ || static_cast<int64_t>(out.size()) > size_ - offset) {
-      return absl::OutOfRangeError(
-          StrCat("read past the end of a file: ", path_, ", ", offset, "+", out.size(), " of ", size_));
+      return absl::OutOfRangeError(StrCat("read past the end of a file: ", path_, ", ", offset, "+",
+                                          out.size(), " of ", size_));
     }
     size_t done = 0;
     while (done < out.size()) {
-      const ssize_t n = pread(fd_, out.data() + done, out.size() - done, offset + static_cast<int64_t>(done));
+      const ssize_t n =
+          pread(fd_, out.data() + done, out.size() - done, offset + static_cast<int64_t>(done));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return ErrnoToStatus(errno, "cannot read", path_);
-      if (n == 0) return absl::DataLossError(StrCat("file became shorter while it was read: ", path_));
+      if (n == 0)
+        return absl::DataLossError(StrCat("file became shorter while it was read: ", path_));
       done += static_cast<size_t>(n);
     }
     return absl::OkStatus();
@@ -62,12 +65,14 @@ class LocalFolder : public ReadableFolder {
     fs::directory_iterator it(path_, error);
     for (; !error && it != fs::directory_iterator(); it.increment(error)) {
       if (it->is_regular_file(error) && !error) {
-        entries.push_back({it->path().filename().string(), static_cast<int64_t>(it->file_size(error))});
+        entries.push_back(
+            {it->path().filename().string(), static_cast<int64_t>(it->file_size(error))});
       }
       if (error) break;
     }
     if (error) return ErrnoToStatus(error.value(), "cannot list folder", path_);
-    std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+    std::sort(entries.begin(), entries.end(),
+              [](const auto& a, const auto& b) { return a.name < b.name; });
     return entries;
   }
 
@@ -97,7 +102,8 @@ std::string ParentOf(const std::string& path) {
 }  // namespace
 
 absl::Status ErrnoToStatus(int error, std::string_view action, std::string_view path) {
-  const std::string message = StrCat(action, ": ", path, ": ", std::generic_category().message(error));
+  const std::string message =
+      StrCat(action, ": ", path, ": ", std::generic_category().message(error));
   switch (error) {
     case ENOENT:
       return absl::NotFoundError(message);
@@ -150,7 +156,8 @@ absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocalFile(const std::strin
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit) {
   GRADQ_ASSIGN_OR_RETURN(const auto file, OpenLocalFile(path));
   if (file->size() > limit) {
-    return absl::ResourceExhaustedError(StrCat("file too large: ", path, ", ", file->size(), " bytes, limit ", limit));
+    return absl::ResourceExhaustedError(
+        StrCat("file too large: ", path, ", ", file->size(), " bytes, limit ", limit));
   }
   std::string content(static_cast<size_t>(file->size()), '\0');
   GRADQ_RETURN_IF_ERROR(file->Read(0, std::as_writable_bytes(std::span(content))));
@@ -158,7 +165,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit) {
 }
 
 absl::StatusOr<FileWriter> FileWriter::Create(std::string path, bool replace) {
-  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (replace ? O_TRUNC : O_EXCL), 0644);
+  const int fd =
+      open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (replace ? O_TRUNC : O_EXCL), 0644);
   if (fd < 0) return ErrnoToStatus(errno, "cannot create", path);
   return FileWriter(std::move(path), fd);
 }
@@ -192,7 +200,9 @@ absl::Status FileWriter::Append(std::span<const std::byte> data) {
   return absl::OkStatus();
 }
 
-absl::Status FileWriter::Append(std::string_view data) { return Append(std::as_bytes(std::span(data))); }
+absl::Status FileWriter::Append(std::string_view data) {
+  return Append(std::as_bytes(std::span(data)));
+}
 
 absl::Status FileWriter::Finish() {
   if (fsync(fd_) != 0) return ErrnoToStatus(errno, "cannot sync", path_);
@@ -206,7 +216,8 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view conte
     GRADQ_ASSIGN_OR_RETURN(FileWriter writer, FileWriter::Create(temporary));
     GRADQ_RETURN_IF_ERROR(writer.Append(content));
     GRADQ_RETURN_IF_ERROR(writer.Finish());
-    if (rename(temporary.c_str(), path.c_str()) != 0) return ErrnoToStatus(errno, "cannot rename", path);
+    if (rename(temporary.c_str(), path.c_str()) != 0)
+      return ErrnoToStatus(errno, "cannot rename", path);
     return SyncFolder(ParentOf(path));
   }();
   if (!status.ok()) unlink(temporary.c_str());
@@ -215,15 +226,19 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view conte
 
 absl::StatusOr<AtomicFolder> AtomicFolder::Create(std::string path, bool replace) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  if (!replace && PathExists(path)) return absl::AlreadyExistsError(StrCat("output exists: ", path));
+  if (!replace && PathExists(path))
+    return absl::AlreadyExistsError(StrCat("output exists: ", path));
   GRADQ_RETURN_IF_ERROR(MakeFolders(ParentOf(path)));
   std::string staging = path + UniqueSuffix();
-  if (mkdir(staging.c_str(), 0755) != 0) return ErrnoToStatus(errno, "cannot create folder", staging);
+  if (mkdir(staging.c_str(), 0755) != 0)
+    return ErrnoToStatus(errno, "cannot create folder", staging);
   return AtomicFolder(std::move(path), std::move(staging), replace);
 }
 
 AtomicFolder::AtomicFolder(AtomicFolder&& other) noexcept
-    : path_(std::move(other.path_)), staging_(std::exchange(other.staging_, {})), replace_(other.replace_) {}
+    : path_(std::move(other.path_)),
+      staging_(std::exchange(other.staging_, {})),
+      replace_(other.replace_) {}
 
 AtomicFolder::~AtomicFolder() {
   if (!staging_.empty()) RemoveRecursively(staging_).IgnoreError();
@@ -238,7 +253,8 @@ absl::Status AtomicFolder::Commit() {
     if (error != 0) return ErrnoToStatus(error, "cannot sync", entry.path().string());
   }
   GRADQ_RETURN_IF_ERROR(SyncFolder(staging_));
-  // RENAME_NOREPLACE keeps an output that appeared meanwhile; RENAME_EXCHANGE leaves no moment without one.
+  // RENAME_NOREPLACE keeps an output that appeared meanwhile; RENAME_EXCHANGE leaves no moment
+  // without one.
   const bool exchange = replace_ && PathExists(path_);
   const unsigned flags = exchange ? RENAME_EXCHANGE : RENAME_NOREPLACE;
   if (syscall(SYS_renameat2, AT_FDCWD, staging_.c_str(), AT_FDCWD, path_.c_str(), flags) != 0) {
@@ -279,7 +295,8 @@ absl::Status SyncFolder(const std::string& path) {
 
 absl::StatusOr<int64_t> FreeDiskBytes(const std::string& path) {
   struct statvfs info;
-  if (statvfs(path.c_str(), &info) != 0) return ErrnoToStatus(errno, "cannot stat file system", path);
+  if (statvfs(path.c_str(), &info) != 0)
+    return ErrnoToStatus(errno, "cannot stat file system", path);
   return static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
 }
 

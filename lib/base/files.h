@@ -1,7 +1,8 @@
 #pragma once
 
 // Files with status errors that name the path. A folder may be local (LocalFolder) or behind an RPC
-// (services/worker): readers of checkpoints and artifacts see only ReadableFolder. Thread-safe unless said otherwise.
+// (services/worker): readers of checkpoints and artifacts see only ReadableFolder. Thread-safe
+// unless said otherwise.
 
 #include <cstdint>
 #include <memory>
@@ -20,7 +21,8 @@ class RandomAccessFile {
  public:
   virtual ~RandomAccessFile() = default;
   virtual int64_t size() const = 0;
-  // Fills `out` from `offset`. OUT_OF_RANGE when the file is shorter; UNAVAILABLE or DATA_LOSS on a failed read.
+  // Fills `out` from `offset`. OUT_OF_RANGE when the file is shorter; UNAVAILABLE or DATA_LOSS on a
+  // failed read.
   virtual absl::Status Read(int64_t offset, std::span<std::byte> out) const = 0;
 };
 
@@ -48,7 +50,8 @@ absl::StatusOr<std::unique_ptr<ReadableFolder>> OpenLocalFolder(std::string path
 absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocalFile(const std::string& path);
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t limit = int64_t{1} << 32);
 
-// Appends to a new file; created with O_EXCL unless `replace`. Not thread-safe. The destructor closes without fsync.
+// Appends to a new file; created with O_EXCL unless `replace`. Not thread-safe. The destructor
+// closes without fsync.
 class FileWriter {
  public:
   static absl::StatusOr<FileWriter> Create(std::string path, bool replace = false);
@@ -70,11 +73,13 @@ class FileWriter {
   int64_t size_ = 0;
 };
 
-// Writes `path` so that readers see the old or the new content, never a part: temporary name, fsync, rename, fsync of the folder.
+// Writes `path` so that readers see the old or the new content, never a part: temporary name,
+// fsync, rename, fsync of the folder.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view content);
 
-// A folder that appears at `path` complete or not at all. Files are made below staging(); Commit fsyncs them and the folder and renames once.
-// Without Commit the destructor removes the staging folder.
+// A folder that appears at `path` complete or not at all. Files are made below staging(); Commit
+// fsyncs them and the folder and renames once. Without Commit the destructor removes the staging
+// folder.
 class AtomicFolder {
  public:
   // ALREADY_EXISTS when `path` stands and `replace` is false.
@@ -101,8 +106,8 @@ bool PathExists(const std::string& path);
 absl::Status SyncFolder(const std::string& path);
 absl::StatusOr<int64_t> FreeDiskBytes(const std::string& path);
 
-// errno as a status: ENOENT NOT_FOUND, EACCES PERMISSION_DENIED, EEXIST ALREADY_EXISTS, ENOSPC/EDQUOT RESOURCE_EXHAUSTED, else UNAVAILABLE.
-// Message: "<action>: <path>: <strerror>".
+// errno as a status: ENOENT NOT_FOUND, EACCES PERMISSION_DENIED, EEXIST ALREADY_EXISTS,
+// ENOSPC/EDQUOT RESOURCE_EXHAUSTED, else UNAVAILABLE. Message: "<action>: <path>: <strerror>".
 absl::Status ErrnoToStatus(int error, std::string_view action, std::string_view path);
 
 }  // namespace gradq

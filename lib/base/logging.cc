@@ -48,7 +48,8 @@ bool ParseLogLevel(std::string_view text, LogLevel* level) {
 }
 
 void LogLine(LogLevel level, std::string_view text) {
-  spdlog::default_logger_raw()->log(ToSpdlog(level), spdlog::string_view_t(text.data(), text.size()));
+  spdlog::default_logger_raw()->log(ToSpdlog(level),
+                                    spdlog::string_view_t(text.data(), text.size()));
 }
 
 }  // namespace gradq

@@ -1,6 +1,7 @@
 #pragma once
 
-// One line per event on stderr: time, level, component, text. Thread-safe. The header shows no spdlog, so that files with ATen may include it.
+// One line per event on stderr: time, level, component, text. Thread-safe. The header shows no
+// spdlog, so that files with ATen may include it.
 
 #include <string_view>
 

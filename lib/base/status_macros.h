@@ -13,8 +13,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define GRADQ_RETURN_IF_ERROR(expression)                        \
-  do {                                                           \
+#define GRADQ_RETURN_IF_ERROR(expression)                                                  \
+  do {                                                                                     \
     if (absl::Status gradq_status = (expression); !gradq_status.ok()) return gradq_status; \
   } while (false)
 
@@ -29,10 +29,10 @@
   target = *std::move(or_value)
 
 // A broken invariant of our own; never for data from outside.
-#define GRADQ_CHECK(condition)                                                             \
-  do {                                                                                     \
-    if (!(condition)) {                                                                    \
-      std::fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #condition);   \
-      std::abort();                                                                        \
-    }                                                                                      \
+#define GRADQ_CHECK(condition)                                                           \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
+      std::fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #condition); \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (false)

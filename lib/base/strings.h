@@ -1,7 +1,8 @@
 #pragma once
 
-// StrCat for messages. Debian's Abseil is built with its own string_view type, which absl::StrCat wants; this one takes
-// std::string_view as well, so that our interfaces use the standard type everywhere.
+// StrCat for messages. Debian's Abseil is built with its own string_view type, which absl::StrCat
+// wants; this one takes std::string_view as well, so that our interfaces use the standard type
+// everywhere.
 
 #include <string>
 #include <string_view>
@@ -11,7 +12,8 @@
 
 namespace gradq {
 
-// What absl::StrCat accepts for one argument: standard string views are rewrapped, everything else passes as it is.
+// What absl::StrCat accepts for one argument: standard string views are rewrapped, everything else
+// passes as it is.
 template <typename T>
 decltype(auto) ToAlphaNumArgument(const T& value) {
   if constexpr (std::is_convertible_v<const T&, std::string_view> &&

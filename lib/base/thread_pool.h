@@ -1,7 +1,8 @@
 #pragma once
 
-// The one compute pool of a process, set up once at start; tasks are index ranges whose result may not depend on which thread runs them.
-// ParallelFor is called from one thread at a time (the compute thread); it may not be nested.
+// The one compute pool of a process, set up once at start; tasks are index ranges whose result may
+// not depend on which thread runs them. ParallelFor is called from one thread at a time (the
+// compute thread); it may not be nested.
 
 #include <cstdint>
 #include <memory>
@@ -20,8 +21,8 @@ class ThreadPool {
 
   int threads() const { return threads_; }
 
-  // Calls body(i, worker) once for every i in [0, count), worker in [0, threads()); returns when all are done. Items are handed out
-  // one by one in order of i, so that uneven ones balance.
+  // Calls body(i, worker) once for every i in [0, count), worker in [0, threads()); returns when
+  // all are done. Items are handed out one by one in order of i, so that uneven ones balance.
   void ParallelFor(int64_t count, absl::FunctionRef<void(int64_t i, int worker)> body);
 
  private:

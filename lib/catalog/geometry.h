@@ -1,6 +1,7 @@
 #pragma once
 
-// Model geometry from config.json: families, sizes, names and shapes of all tensors. No weights are touched.
+// Model geometry from config.json: families, sizes, names and shapes of all tensors. No weights are
+// touched.
 
 #include <cstdint>
 #include <span>
@@ -51,8 +52,9 @@ struct ModelGeometry {
   Rope rope;
 };
 
-// `json`: the text of config.json; both spellings (transformers 4 and 5). INVALID_ARGUMENT naming the key and value; UNIMPLEMENTED for an
-// unknown architecture, rope type or activation (the message lists the known ones).
+// `json`: the text of config.json; both spellings (transformers 4 and 5). INVALID_ARGUMENT naming
+// the key and value; UNIMPLEMENTED for an unknown architecture, rope type or activation (the
+// message lists the known ones).
 absl::StatusOr<ModelGeometry> ParseGeometry(std::string_view json);
 
 // The seven linears of a block in the order of checkpoint and computation.

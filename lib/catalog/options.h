@@ -1,6 +1,7 @@
 #pragma once
 
-// Options of a catalog row: names, defaults, help, and the check of what a user gave. Read by the CLI, the coordinator and the solvers.
+// Options of a catalog row: names, defaults, help, and the check of what a user gave. Read by the
+// CLI, the coordinator and the solvers.
 
 #include <map>
 #include <span>
@@ -27,9 +28,10 @@ struct OptionSpec {
   std::string_view help;
 };
 
-// Every option of `specs` with its given or default value. INVALID_ARGUMENT for an unknown name (names the nearest known one),
-// a value that does not parse, or one out of range.
-absl::StatusOr<OptionMap> ResolveOptions(std::string_view row, std::span<const OptionSpec> specs, const OptionMap& given);
+// Every option of `specs` with its given or default value. INVALID_ARGUMENT for an unknown name
+// (names the nearest known one), a value that does not parse, or one out of range.
+absl::StatusOr<OptionMap> ResolveOptions(std::string_view row, std::span<const OptionSpec> specs,
+                                         const OptionMap& given);
 
 // Of a resolved map: the option must exist and parse (checked).
 int OptionInt(const OptionMap& options, std::string_view name);

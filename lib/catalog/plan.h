@@ -1,6 +1,7 @@
 #pragma once
 
-// How a job is cut and what it will need, from geometry and recipe alone. Used by CreateJob, PlanJob and the scheduler.
+// How a job is cut and what it will need, from geometry and recipe alone. Used by CreateJob,
+// PlanJob and the scheduler.
 
 #include <cstdint>
 #include <string>
@@ -23,8 +24,8 @@ struct PlanInputs {
   int64_t sequences = 64;
   int64_t length = 512;
   int64_t chunk_sequences = 4;
-  int stages = 0;   // 0: chosen
-  int workers = 1;  // ready workers
+  int stages = 0;                   // 0: chosen
+  int workers = 1;                  // ready workers
   int64_t worker_memory_bytes = 0;  // smallest of them; 0: unknown
   int64_t compute_bytes = 4;        // bytes per element of compute_dtype
 };
@@ -32,13 +33,14 @@ struct PlanInputs {
 struct Plan {
   std::vector<int> first_block;  // per stage
   int chunks = 0;
-  std::vector<std::string> statistics;  // union of needs, plus fisher_blocks wherever gradients are taken
+  std::vector<std::string>
+      statistics;  // union of needs, plus fisher_blocks wherever gradients are taken
   bool needs_backward = false;
   // Largest over the stages, bytes.
   int64_t weights_bytes = 0;
   int64_t activations_bytes = 0;  // graph of one chunk
   int64_t statistics_bytes = 0;
-  int64_t spool_bytes = 0;      // streams of the whole job
+  int64_t spool_bytes = 0;  // streams of the whole job
   int64_t artifact_bytes = 0;
   int64_t worker_memory_bytes = 0;  // sum of what one worker needs at once
   double pass_flop = 0;
@@ -46,8 +48,9 @@ struct Plan {
   double solve_flop = 0;
 };
 
-// INVALID_ARGUMENT: groups, bits, stages or sizes that cannot be (each with the value and the range). RESOURCE_EXHAUSTED: no number of
-// stages fits worker_memory_bytes (with needed and available bytes).
+// INVALID_ARGUMENT: groups, bits, stages or sizes that cannot be (each with the value and the
+// range). RESOURCE_EXHAUSTED: no number of stages fits worker_memory_bytes (with needed and
+// available bytes).
 absl::StatusOr<Plan> MakePlan(const PlanInputs& inputs);
 
 }  // namespace gradq

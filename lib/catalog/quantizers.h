@@ -1,7 +1,8 @@
 #pragma once
 
-// The table of quantizers: all a client needs to know of a method without libtorch. The solve functions are bound to these rows in
-// lib/solvers/quantizer.h; a contract test keeps both sides equal.
+// The table of quantizers: all a client needs to know of a method without libtorch. The solve
+// functions are bound to these rows in lib/solvers/quantizer.h; a contract test keeps both sides
+// equal.
 
 #include <span>
 #include <string>
@@ -27,7 +28,8 @@ struct QuantizerRow {
   Encoding encoding;
   int min_bits;
   int max_bits;
-  bool uses_objective;  // false: the objective is reported where its statistic exists, but not minimised
+  bool uses_objective;  // false: the objective is reported where its statistic exists, but not
+                        // minimised
   std::span<const OptionSpec> options;
   // Statistics (names of lib/catalog/statistics.h) that a solve with these resolved options reads.
   std::vector<std::string_view> (*needs)(Objective objective, const OptionMap& options);

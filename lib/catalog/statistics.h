@@ -1,6 +1,7 @@
 #pragma once
 
-// The table of statistics: what a linear's observations are summed into. Implementations: lib/statistics, one file each.
+// The table of statistics: what a linear's observations are summed into. Implementations:
+// lib/statistics, one file each.
 
 #include <cstdint>
 #include <span>

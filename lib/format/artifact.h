@@ -1,6 +1,7 @@
 #pragma once
 
-// The quantized folder (design: FORMAT.md): written by the coordinator streaming over shards, read by inference and `gradq inspect`.
+// The quantized folder (design: FORMAT.md): written by the coordinator streaming over shards, read
+// by inference and `gradq inspect`.
 
 #include <functional>
 #include <memory>
@@ -14,14 +15,15 @@
 namespace gradq {
 
 struct ArtifactSummary {
-  int64_t bytes = 0;           // of all files
-  double average_bits = 0;     // over quantized weights
-  std::string digest;          // SHA-256 over sorted "name size sha256\n" lines, report.json left out
+  int64_t bytes = 0;        // of all files
+  double average_bits = 0;  // over quantized weights
+  std::string digest;       // SHA-256 over sorted "name size sha256\n" lines, report.json left out
 };
 
 struct ArtifactInputs {
   const Checkpoint* original = nullptr;
-  // Resolved recipe and digests of inputs as canonical JSON text (an object), stored in gradq.json under "recipe".
+  // Resolved recipe and digests of inputs as canonical JSON text (an object), stored in gradq.json
+  // under "recipe".
   std::string recipe_json;
   std::string numerics_class;
   // Shard bytes by linear name; called once per linear, in checkpoint order.
@@ -30,13 +32,16 @@ struct ArtifactInputs {
   int64_t file_limit = int64_t{4} << 30;
 };
 
-// Writes every file of the artifact except report.json into `folder` (an AtomicFolder's staging). One linear and one tensor in memory at a time.
-absl::StatusOr<ArtifactSummary> WriteArtifact(const ArtifactInputs& inputs, const std::string& folder);
+// Writes every file of the artifact except report.json into `folder` (an AtomicFolder's staging).
+// One linear and one tensor in memory at a time.
+absl::StatusOr<ArtifactSummary> WriteArtifact(const ArtifactInputs& inputs,
+                                              const std::string& folder);
 
 class Artifact {
  public:
   virtual ~Artifact() = default;
-  // INVALID_ARGUMENT / FAILED_PRECONDITION naming file and value; UNIMPLEMENTED for a newer format version.
+  // INVALID_ARGUMENT / FAILED_PRECONDITION naming file and value; UNIMPLEMENTED for a newer format
+  // version.
   static absl::StatusOr<std::unique_ptr<Artifact>> Open(std::unique_ptr<ReadableFolder> folder);
 
   virtual const ModelGeometry& geometry() const = 0;

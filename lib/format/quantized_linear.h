@@ -1,7 +1,7 @@
 #pragma once
 
-// One quantized linear layer: what a solver makes, a shard carries, an artifact stores and a kernel multiplies with. Plain value, no
-// libtorch. Layout: lib/format/FORMAT.md.
+// One quantized linear layer: what a solver makes, a shard carries, an artifact stores and a kernel
+// multiplies with. Plain value, no libtorch. Layout: lib/format/FORMAT.md.
 
 #include <cstdint>
 #include <map>
@@ -20,11 +20,14 @@ namespace gradq {
 // Numbers about the solve; they follow from inputs, recipe and numerics class alone.
 struct SolveRecord {
   std::string method;
-  std::optional<double> objective_initial;  // Σ_k (1/|J_k|) Σ_{j∈J_k} δᵀ H̄_k δ, of the fp16-rounded initial table
-  std::optional<double> objective_final;    // the same of the result as stored
+  std::optional<double>
+      objective_initial;  // Σ_k (1/|J_k|) Σ_{j∈J_k} δᵀ H̄_k δ, of the fp16-rounded initial table
+  std::optional<double> objective_final;          // the same of the result as stored
   std::optional<double> predicted_loss_increase;  // nats per token
-  std::vector<double> damping;              // absolute diagonal load tried, per group and step, in order; empty: none was needed
-  std::map<std::string, double> numbers;    // method-specific ("iterations_used", ...), keys lower_snake
+  std::vector<double> damping;  // absolute diagonal load tried, per group and step, in order;
+                                // empty: none was needed
+  std::map<std::string, double>
+      numbers;  // method-specific ("iterations_used", ...), keys lower_snake
 };
 
 struct QuantizedLinear {
@@ -37,7 +40,8 @@ struct QuantizedLinear {
   std::vector<uint32_t> packed;
   // kLut: fp16 bits, [out, 2^bits], ascending, unused entries repeat the largest used.
   std::vector<uint16_t> lut;
-  // kAffine: w = (code - zero_point) * scale; fp16 scales [out, ceil(in / group_size)], zero points [out, ceil(in / group_size)] in [0, 2^bits).
+  // kAffine: w = (code - zero_point) * scale; fp16 scales [out, ceil(in / group_size)], zero points
+  // [out, ceil(in / group_size)] in [0, 2^bits).
   int64_t group_size = 0;
   std::vector<uint16_t> scale;  // fp16 bits
   std::vector<uint8_t> zero_point;

@@ -1,6 +1,7 @@
 #pragma once
 
-// Named tensors that can be read one by one: a checkpoint folder, a shard, or a folder behind an RPC. Thread-safe.
+// Named tensors that can be read one by one: a checkpoint folder, a shard, or a folder behind an
+// RPC. Thread-safe.
 
 #include <cstdint>
 #include <span>
@@ -38,8 +39,8 @@ class TensorSource {
   // Raw little-end bytes, `out` exactly TensorInfo::bytes long.
   virtual absl::Status Read(std::string_view name, std::span<std::byte> out) const = 0;
 
-  // F32, F16 or BF16 converted to fp32 in [elements] order. FAILED_PRECONDITION for another dtype; INVALID_ARGUMENT naming the tensor
-  // when a value is NaN or Inf.
+  // F32, F16 or BF16 converted to fp32 in [elements] order. FAILED_PRECONDITION for another dtype;
+  // INVALID_ARGUMENT naming the tensor when a value is NaN or Inf.
   absl::StatusOr<std::vector<float>> ReadFloat32(std::string_view name) const;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
-// A model ready to run: a dense checkpoint or an artifact whose linears stay packed. Used by gradq-inference. One caller at a time.
+// A model ready to run: a dense checkpoint or an artifact whose linears stay packed. Used by
+// gradq-inference. One caller at a time.
 
 #include <functional>
 #include <memory>
@@ -23,19 +24,23 @@ struct LoadOptions {
 class Model {
  public:
   virtual ~Model() = default;
-  // Decides by config.json whether the folder is dense or quantized. Errors as Checkpoint::Open and Artifact::Open.
-  static absl::StatusOr<std::unique_ptr<Model>> Load(std::unique_ptr<ReadableFolder> folder, const LoadOptions& options);
+  // Decides by config.json whether the folder is dense or quantized. Errors as Checkpoint::Open and
+  // Artifact::Open.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(std::unique_ptr<ReadableFolder> folder,
+                                                     const LoadOptions& options);
 
   virtual const ModelGeometry& geometry() const = 0;
   // Resident bytes of weights (packed linears count packed).
   virtual int64_t weight_bytes() const = 0;
   virtual bool quantized() const = 0;
 
-  // Logits fp32 of whole windows: tokens [sequences × length] -> `out` [sequences × length × vocab]. For scoring.
-  virtual absl::Status WindowLogits(const std::vector<int32_t>& tokens, int64_t sequences, std::vector<float>* out) = 0;
+  // Logits fp32 of whole windows: tokens [sequences × length] -> `out` [sequences × length ×
+  // vocab]. For scoring.
+  virtual absl::Status WindowLogits(const std::vector<int32_t>& tokens, int64_t sequences,
+                                    std::vector<float>* out) = 0;
 
-  // Decoding with a KV cache: Reset, then Decode appends tokens and gives the logits [vocab] after the last one.
-  // OUT_OF_RANGE beyond the model's positions.
+  // Decoding with a KV cache: Reset, then Decode appends tokens and gives the logits [vocab] after
+  // the last one. OUT_OF_RANGE beyond the model's positions.
   virtual void ResetCache() = 0;
   virtual absl::StatusOr<std::vector<float>> Decode(const std::vector<int32_t>& tokens) = 0;
 };
@@ -55,8 +60,10 @@ struct ComparisonResult {
 };
 
 // `windows` [sequences × length] token ids. `cancelled` is asked between batches (may be empty).
-absl::StatusOr<Score> ScoreWindows(Model& model, const std::vector<int32_t>& windows, int64_t length, const std::function<bool()>& cancelled);
-absl::StatusOr<ComparisonResult> CompareWindows(Model& model, Model& reference, const std::vector<int32_t>& windows, int64_t length,
+absl::StatusOr<Score> ScoreWindows(Model& model, const std::vector<int32_t>& windows,
+                                   int64_t length, const std::function<bool()>& cancelled);
+absl::StatusOr<ComparisonResult> CompareWindows(Model& model, Model& reference,
+                                                const std::vector<int32_t>& windows, int64_t length,
                                                 const std::function<bool()>& cancelled);
 
 struct Sampling {

@@ -1,9 +1,11 @@
 #pragma once
 
-// The coordinator's brain: jobs, tasks, leases, workers, streams and lineage (design 2 and 3) as a deterministic state machine. No threads,
-// sockets, files or clock of its own: every call takes `now` (monotonic) and `wall`, changes state through the JobStore before it returns,
-// and leaves what the service must do as actions. Calls are serialised by the caller (services/coordinator holds one mutex).
-// Simulated in tests/jobs with a manual clock, an in-memory store and a fake transport.
+// The coordinator's brain: jobs, tasks, leases, workers, streams and lineage (design 2 and 3) as a
+// deterministic state machine. No threads, sockets, files or clock of its own: every call takes
+// `now` (monotonic) and `wall`, changes state through the JobStore before it returns, and leaves
+// what the service must do as actions. Calls are serialised by the caller (services/coordinator
+// holds one mutex). Simulated in tests/jobs with a manual clock, an in-memory store and a fake
+// transport.
 
 #include <memory>
 #include <optional>
@@ -68,31 +70,45 @@ struct AssembleResult {
 
 class CoordinatorCore {
  public:
-  // Loads what the store holds: running tasks keep their attempt and get one full TTL; workers must register again.
-  static absl::StatusOr<std::unique_ptr<CoordinatorCore>> Open(JobStore* store, const CoreOptions& options, Now now);
+  // Loads what the store holds: running tasks keep their attempt and get one full TTL; workers must
+  // register again.
+  static absl::StatusOr<std::unique_ptr<CoordinatorCore>> Open(JobStore* store,
+                                                               const CoreOptions& options, Now now);
   virtual ~CoordinatorCore() = default;
 
   // --- clients ---
-  // ALREADY_EXISTS: request_id was used for another body. The same body returns the same job. RESOURCE_EXHAUSTED: queue full.
+  // ALREADY_EXISTS: request_id was used for another body. The same body returns the same job.
+  // RESOURCE_EXHAUSTED: queue full.
   virtual absl::StatusOr<v1::Job> CreateJob(Now now, const NewJob& job) = 0;
   virtual absl::StatusOr<v1::Job> GetJob(std::string_view name) const = 0;
-  virtual absl::StatusOr<v1::ListJobsResponse> ListJobs(const v1::ListJobsRequest& request) const = 0;
-  virtual absl::StatusOr<v1::ListTasksResponse> ListTasks(const v1::ListTasksRequest& request) const = 0;
-  virtual absl::StatusOr<v1::ListWorkersResponse> ListWorkers(const v1::ListWorkersRequest& request) const = 0;
-  virtual absl::StatusOr<v1::ListEventsResponse> ListEvents(const v1::ListEventsRequest& request) const = 0;
+  virtual absl::StatusOr<v1::ListJobsResponse> ListJobs(
+      const v1::ListJobsRequest& request) const = 0;
+  virtual absl::StatusOr<v1::ListTasksResponse> ListTasks(
+      const v1::ListTasksRequest& request) const = 0;
+  virtual absl::StatusOr<v1::ListWorkersResponse> ListWorkers(
+      const v1::ListWorkersRequest& request) const = 0;
+  virtual absl::StatusOr<v1::ListEventsResponse> ListEvents(
+      const v1::ListEventsRequest& request) const = 0;
   virtual absl::StatusOr<v1::Job> CancelJob(Now now, const v1::CancelJobRequest& request) = 0;
 
   // --- workers ---
-  virtual absl::StatusOr<v1::RegisterWorkerResponse> RegisterWorker(Now now, const v1::RegisterWorkerRequest& request) = 0;
-  // A lease if one can be given now; nullopt: the service waits for changed() and asks again until the poll ends.
-  virtual absl::StatusOr<std::optional<v1::Lease>> TryLease(Now now, const std::string& session) = 0;
-  virtual absl::StatusOr<v1::HeartbeatResponse> Heartbeat(Now now, const v1::HeartbeatRequest& request) = 0;
+  virtual absl::StatusOr<v1::RegisterWorkerResponse> RegisterWorker(
+      Now now, const v1::RegisterWorkerRequest& request) = 0;
+  // A lease if one can be given now; nullopt: the service waits for changed() and asks again until
+  // the poll ends.
+  virtual absl::StatusOr<std::optional<v1::Lease>> TryLease(Now now,
+                                                            const std::string& session) = 0;
+  virtual absl::StatusOr<v1::HeartbeatResponse> Heartbeat(Now now,
+                                                          const v1::HeartbeatRequest& request) = 0;
   virtual absl::Status FinishTask(Now now, const v1::FinishTaskRequest& request) = 0;
   virtual absl::Status DrainWorker(Now now, const v1::DrainWorkerRequest& request) = 0;
-  // OK when the attempt is live (before WriteShard accepts bytes and again before it commits them); ABORTED: fenced.
-  virtual absl::Status CheckAttempt(const std::string& session, const std::string& task, int64_t attempt) const = 0;
+  // OK when the attempt is live (before WriteShard accepts bytes and again before it commits them);
+  // ABORTED: fenced.
+  virtual absl::Status CheckAttempt(const std::string& session, const std::string& task,
+                                    int64_t attempt) const = 0;
   // What a session may read: NOT_FOUND for an unknown session or job.
-  virtual absl::StatusOr<v1::JobContext> ContextFor(const std::string& session, const std::string& job) const = 0;
+  virtual absl::StatusOr<v1::JobContext> ContextFor(const std::string& session,
+                                                    const std::string& job) const = 0;
 
   // --- the service itself ---
   // Expired leases, lost workers, validation time-outs.
@@ -101,9 +117,11 @@ class CoordinatorCore {
   virtual absl::Duration NextDeadline() const = 0;
   // Durable shards of a job by linear (for assembly).
   virtual absl::StatusOr<std::vector<v1::ShardSummary>> Shards(const std::string& job) const = 0;
-  // Before the rename: false when the job was cancelled meanwhile. Afterwards CancelJob answers FAILED_PRECONDITION.
+  // Before the rename: false when the job was cancelled meanwhile. Afterwards CancelJob answers
+  // FAILED_PRECONDITION.
   virtual bool BeginRename(Now now, const std::string& job) = 0;
-  virtual absl::Status FinishAssemble(Now now, const std::string& job, const absl::StatusOr<AssembleResult>& result) = 0;
+  virtual absl::Status FinishAssemble(Now now, const std::string& job,
+                                      const absl::StatusOr<AssembleResult>& result) = 0;
   virtual std::vector<Action> TakeActions() = 0;
   // Grows with every change; WatchJob and LeaseTask wait on it.
   virtual int64_t changed() const = 0;

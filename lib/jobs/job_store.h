@@ -1,7 +1,8 @@
 #pragma once
 
-// Durable state of the coordinator, behind one interface so that SQLite, an in-memory fake and (later) PostgreSQL share a conformance suite.
-// One caller at a time. A Commit is all or nothing and durable when it returns.
+// Durable state of the coordinator, behind one interface so that SQLite, an in-memory fake and
+// (later) PostgreSQL share a conformance suite. One caller at a time. A Commit is all or nothing
+// and durable when it returns.
 
 #include <cstdint>
 #include <memory>
@@ -45,7 +46,8 @@ class JobStore {
   virtual absl::Status Commit(const StoreBatch& batch) = 0;
   virtual absl::StatusOr<StoreContent> Load() = 0;
   // Events with seq > after, oldest first, at most `limit`; of one job when `job` is not empty.
-  virtual absl::StatusOr<std::vector<StoreEvent>> Events(const std::string& job, int64_t after, int limit) = 0;
+  virtual absl::StatusOr<std::vector<StoreEvent>> Events(const std::string& job, int64_t after,
+                                                         int limit) = 0;
 };
 
 // FAILED_PRECONDITION when another process has it open; DATA_LOSS when quick_check fails.

@@ -1,7 +1,8 @@
 #pragma once
 
-// What a stream carries: chunks of named host tensors with a digest, and the two ends of a stream. No libtorch, so that services/ can include
-// it beside .pb.h files; tensors.h turns HostTensor into at::Tensor without a copy.
+// What a stream carries: chunks of named host tensors with a digest, and the two ends of a stream.
+// No libtorch, so that services/ can include it beside .pb.h files; tensors.h turns HostTensor into
+// at::Tensor without a copy.
 
 #include <compare>
 #include <cstddef>
@@ -16,7 +17,8 @@
 
 namespace gradq {
 
-// Bytes that several readers may hold; shared_ptr because a chunk is at once in the store, on the wire and inside a tensor.
+// Bytes that several readers may hold; shared_ptr because a chunk is at once in the store, on the
+// wire and inside a tensor.
 using Buffer = std::shared_ptr<const std::vector<std::byte>>;
 
 struct HostTensor {
@@ -48,8 +50,9 @@ std::string ToString(const StreamKey& key);
 class ChunkReader {
  public:
   virtual ~ChunkReader() = default;
-  // Waits for the next chunk. OUT_OF_RANGE: the stream is complete. NOT_FOUND or UNAVAILABLE: the producer or its stream is gone.
-  // CANCELLED: the consumer was told to stop. DATA_LOSS: digest mismatch.
+  // Waits for the next chunk. OUT_OF_RANGE: the stream is complete. NOT_FOUND or UNAVAILABLE: the
+  // producer or its stream is gone. CANCELLED: the consumer was told to stop. DATA_LOSS: digest
+  // mismatch.
   virtual absl::StatusOr<Chunk> Next() = 0;
 };
 

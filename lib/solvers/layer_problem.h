@@ -1,13 +1,14 @@
 #pragma once
 
-// Everything a quantizer knows of one linear. Statistics arrive as tensors by name (lib/statistics makes them, streams carry them).
+// Everything a quantizer knows of one linear. Statistics arrive as tensors by name (lib/statistics
+// makes them, streams carry them).
+
+#include <ATen/core/Tensor.h>
 
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "absl/status/statusor.h"
 #include "lib/catalog/groups.h"
@@ -40,8 +41,10 @@ struct SolveContext {
   std::function<bool()> cancelled;
 };
 
-// Builds the statistics part of a problem from named tensors ("fisher_blocks/0", "gram", ...): packed triangles are unfolded.
-// INVALID_ARGUMENT when one that `needs` lists is missing or has the wrong size.
-absl::Status AttachStatistics(const std::map<std::string, at::Tensor>& tensors, const std::vector<std::string_view>& needs, LayerProblem* problem);
+// Builds the statistics part of a problem from named tensors ("fisher_blocks/0", "gram", ...):
+// packed triangles are unfolded. INVALID_ARGUMENT when one that `needs` lists is missing or has the
+// wrong size.
+absl::Status AttachStatistics(const std::map<std::string, at::Tensor>& tensors,
+                              const std::vector<std::string_view>& needs, LayerProblem* problem);
 
 }  // namespace gradq

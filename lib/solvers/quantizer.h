@@ -10,19 +10,25 @@ namespace gradq {
 
 struct QuantizerBinding {
   std::string_view name;
-  // A result with name, sizes and record filled in, deterministic for any pool size. CANCELLED; INVALID_ARGUMENT (a value fp16 can't hold;
-  // non-finite weights or statistics), each naming the linear.
-  absl::StatusOr<QuantizedLinear> (*solve)(const LayerProblem& problem, const SolveContext& context);
+  // A result with name, sizes and record filled in, deterministic for any pool size. CANCELLED;
+  // INVALID_ARGUMENT (a value fp16 can't hold; non-finite weights or statistics), each naming the
+  // linear.
+  absl::StatusOr<QuantizedLinear> (*solve)(const LayerProblem& problem,
+                                           const SolveContext& context);
 };
 
 std::span<const QuantizerBinding> QuantizerBindings();
 
-// Looks the method up, solves, fills in record.predicted_loss_increase where fisher_blocks exist, validates.
-absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerProblem& problem, const SolveContext& context);
+// Looks the method up, solves, fills in record.predicted_loss_increase where fisher_blocks exist,
+// validates.
+absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerProblem& problem,
+                                           const SolveContext& context);
 
-// Σ_k (1/|J_k|) Σ_{j∈J_k} δ_jᵀ H_k δ_j, in fp64 with fixed order; `quantized` fp32 [out, in]; one matrix for all groups when matrices.size() is 1
-// and groups is not (plain). Also the mean per group when `per_group` is given.
-double LayerObjective(const LayerProblem& problem, std::span<const at::Tensor> matrices, const at::Tensor& quantized, ThreadPool* pool,
+// Σ_k (1/|J_k|) Σ_{j∈J_k} δ_jᵀ H_k δ_j, in fp64 with fixed order; `quantized` fp32 [out, in]; one
+// matrix for all groups when matrices.size() is 1 and groups is not (plain). Also the mean per
+// group when `per_group` is given.
+double LayerObjective(const LayerProblem& problem, std::span<const at::Tensor> matrices,
+                      const at::Tensor& quantized, ThreadPool* pool,
                       std::vector<double>* per_group = nullptr);
 
 }  // namespace gradq

@@ -1,14 +1,15 @@
 #pragma once
 
-// A statistic sums the observations of one linear in a fixed order: observation by observation, tiles inside one fixed by shape alone, so
-// the result has the same bits for any number of threads, workers and stages. Rows of the table: lib/catalog/statistics.h.
+// A statistic sums the observations of one linear in a fixed order: observation by observation,
+// tiles inside one fixed by shape alone, so the result has the same bits for any number of threads,
+// workers and stages. Rows of the table: lib/catalog/statistics.h.
+
+#include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "absl/status/statusor.h"
 #include "lib/catalog/geometry.h"
@@ -17,25 +18,31 @@ namespace gradq {
 
 class ThreadPool;
 
-// c of the papers: gradients are scaled by it before they are squared (keeps fp16 users from underflow; kept for comparability).
+// c of the papers: gradients are scaled by it before they are squared (keeps fp16 users from
+// underflow; kept for comparability).
 inline constexpr double kGradientScale = 1e3;
 
 struct StatisticTensor {
-  std::string name;   // "fisher_blocks/0" (per group), "fisher_diagonal", "gram"
-  at::Tensor value;   // fp32 on CPU; symmetric matrices as packed lower triangles [d*(d+1)/2], row by row
+  std::string name;  // "fisher_blocks/0" (per group), "fisher_diagonal", "gram"
+  at::Tensor
+      value;  // fp32 on CPU; symmetric matrices as packed lower triangles [d*(d+1)/2], row by row
 };
 
 class Statistic {
  public:
   virtual ~Statistic() = default;
-  // x [tokens, in], dz [tokens, out] fp32 (dz undefined when the row needs no gradient); tokens = sequences × length, in order.
+  // x [tokens, in], dz [tokens, out] fp32 (dz undefined when the row needs no gradient); tokens =
+  // sequences × length, in order.
   virtual void Accumulate(const at::Tensor& x, const at::Tensor& dz, int64_t sequences) = 0;
   // Moves the sums out; the object is empty afterwards.
   virtual std::vector<StatisticTensor> Finish() = 0;
 };
 
-// `name`: a row of the statistics catalog. `groups` is ignored where it does not apply. INVALID_ARGUMENT for an unknown name.
-absl::StatusOr<std::unique_ptr<Statistic>> MakeStatistic(std::string_view name, int64_t out_features, int64_t in_features, int groups,
-                                                         at::Device device, ThreadPool* pool);
+// `name`: a row of the statistics catalog. `groups` is ignored where it does not apply.
+// INVALID_ARGUMENT for an unknown name.
+absl::StatusOr<std::unique_ptr<Statistic>> MakeStatistic(std::string_view name,
+                                                         int64_t out_features, int64_t in_features,
+                                                         int groups, at::Device device,
+                                                         ThreadPool* pool);
 
 }  // namespace gradq

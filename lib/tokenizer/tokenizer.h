@@ -1,6 +1,7 @@
 #pragma once
 
-// Hugging Face tokenizer.json through the `tokenizers` crate (lib/tokenizer/rust). Thread-safe after Open.
+// Hugging Face tokenizer.json through the `tokenizers` crate (lib/tokenizer/rust). Thread-safe
+// after Open.
 
 #include <cstdint>
 #include <memory>
@@ -20,9 +21,12 @@ class Tokenizer {
   Tokenizer(const Tokenizer&) = delete;
   Tokenizer& operator=(const Tokenizer&) = delete;
 
-  // INVALID_ARGUMENT (with the byte offset) when `text` is not UTF-8. Adds the tokenizer's own special tokens when asked to.
-  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special_tokens = true) const;
-  absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens = true) const;
+  // INVALID_ARGUMENT (with the byte offset) when `text` is not UTF-8. Adds the tokenizer's own
+  // special tokens when asked to.
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
+                                              bool add_special_tokens = true) const;
+  absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids,
+                                     bool skip_special_tokens = true) const;
   int64_t vocab_size() const;
 
  private:
@@ -30,8 +34,10 @@ class Tokenizer {
   void* handle_;
 };
 
-// Cuts a tokenized text into non-overlapping windows of `length`, the last partial one dropped; the first `max_windows` (0: all).
-// INVALID_ARGUMENT: text shorter than one window or fewer windows than asked for (with both numbers), an id ≥ vocab_size.
-absl::StatusOr<std::vector<int32_t>> CutWindows(const std::vector<int32_t>& ids, int64_t length, int64_t max_windows, int64_t vocab_size);
+// Cuts a tokenized text into non-overlapping windows of `length`, the last partial one dropped; the
+// first `max_windows` (0: all). INVALID_ARGUMENT: text shorter than one window or fewer windows
+// than asked for (with both numbers), an id ≥ vocab_size.
+absl::StatusOr<std::vector<int32_t>> CutWindows(const std::vector<int32_t>& ids, int64_t length,
+                                                int64_t max_windows, int64_t vocab_size);
 
 }  // namespace gradq

@@ -1,14 +1,15 @@
 #pragma once
 
-// Forward of a decoder block in ATen autograd, for every family of lib/catalog/geometry.h. What varies between calibration and inference
-// is injected: LinearOp (dense, observed, packed) and Attention (causal windows, KV cache). Called from the one compute thread.
-// libtorch exceptions pass through; the public edge of lib/pipeline and lib/inference turns them into Status.
+// Forward of a decoder block in ATen autograd, for every family of lib/catalog/geometry.h. What
+// varies between calibration and inference is injected: LinearOp (dense, observed, packed) and
+// Attention (causal windows, KV cache). Called from the one compute thread. libtorch exceptions
+// pass through; the public edge of lib/pipeline and lib/inference turns them into Status.
+
+#include <ATen/core/Tensor.h>
 
 #include <array>
 #include <cstdint>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "absl/status/statusor.h"
 #include "lib/catalog/geometry.h"
@@ -16,7 +17,8 @@
 
 namespace gradq {
 
-// Tensors of one block on one device; weight[i] is [out, in], undefined when the LinearOp does not need it (packed); bias[i] may be undefined.
+// Tensors of one block on one device; weight[i] is [out, in], undefined when the LinearOp does not
+// need it (packed); bias[i] may be undefined.
 struct BlockWeights {
   at::Tensor input_norm;      // [hidden]
   at::Tensor post_norm;       // [hidden]
@@ -25,21 +27,23 @@ struct BlockWeights {
   std::array<at::Tensor, kLinearsPerBlock> bias;
 };
 
-// Applies linear `kind` of `block`: x [sequences, tokens, in] -> [sequences, tokens, out], bias included.
+// Applies linear `kind` of `block`: x [sequences, tokens, in] -> [sequences, tokens, out], bias
+// included.
 class LinearOp {
  public:
   virtual ~LinearOp() = default;
   virtual at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) = 0;
 };
 
-// How queries meet keys and values. q [sequences, heads, tokens, head_dim], k and v [sequences, kv_heads, tokens, head_dim], rotary applied.
-// Result [sequences, heads, tokens, head_dim].
+// How queries meet keys and values. q [sequences, heads, tokens, head_dim], k and v [sequences,
+// kv_heads, tokens, head_dim], rotary applied. Result [sequences, heads, tokens, head_dim].
 class Attention {
  public:
   virtual ~Attention() = default;
   // Position of the first of the tokens now running (0 for whole windows).
   virtual int64_t position() const = 0;
-  virtual at::Tensor Attend(int block, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) = 0;
+  virtual at::Tensor Attend(int block, const at::Tensor& q, const at::Tensor& k,
+                            const at::Tensor& v) = 0;
 };
 
 // Whole windows from position 0 with the geometry's sliding window, differentiable.
@@ -47,7 +51,8 @@ class CausalAttention : public Attention {
  public:
   explicit CausalAttention(const ModelGeometry& geometry) : geometry_(geometry) {}
   int64_t position() const override { return 0; }
-  at::Tensor Attend(int block, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) override;
+  at::Tensor Attend(int block, const at::Tensor& q, const at::Tensor& k,
+                    const at::Tensor& v) override;
 
  private:
   const ModelGeometry& geometry_;
@@ -57,7 +62,8 @@ class CausalAttention : public Attention {
 class DenseLinearOp : public LinearOp {
  public:
   // weights[b] belongs to block first_block + b; must outlive this.
-  DenseLinearOp(const std::vector<BlockWeights>& weights, int first_block) : weights_(weights), first_block_(first_block) {}
+  DenseLinearOp(const std::vector<BlockWeights>& weights, int first_block)
+      : weights_(weights), first_block_(first_block) {}
   at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) override;
 
  private:
@@ -65,15 +71,17 @@ class DenseLinearOp : public LinearOp {
   int first_block_;
 };
 
-// cos and sin [positions, head_dim] in fp32 as transformers computes them, llama3 and linear scaling included.
+// cos and sin [positions, head_dim] in fp32 as transformers computes them, llama3 and linear
+// scaling included.
 struct RotaryTable {
   at::Tensor cos, sin;
 };
 RotaryTable MakeRotaryTable(const ModelGeometry& geometry, int64_t positions, at::Device device);
 
 // x [sequences, tokens, hidden] -> the same shape.
-at::Tensor RunBlock(const ModelGeometry& geometry, const BlockWeights& weights, const RotaryTable& rotary, int block, const at::Tensor& x,
-                    LinearOp& linears, Attention& attention);
+at::Tensor RunBlock(const ModelGeometry& geometry, const BlockWeights& weights,
+                    const RotaryTable& rotary, int block, const at::Tensor& x, LinearOp& linears,
+                    Attention& attention);
 
 // --- ends of the model ---
 
@@ -91,10 +99,14 @@ at::Tensor TokenLosses(const at::Tensor& logits, const at::Tensor& tokens);
 
 // --- loading ---
 
-// Converts to `dtype` on `device`. `with_linears` false leaves weight[i] undefined (biases and norms are read).
-absl::StatusOr<BlockWeights> LoadBlock(const TensorSource& source, const ModelGeometry& geometry, int block, at::Device device,
-                                       at::ScalarType dtype, bool with_linears);
-absl::StatusOr<at::Tensor> LoadEmbedding(const TensorSource& source, const ModelGeometry& geometry, at::Device device, at::ScalarType dtype);
-absl::StatusOr<HeadWeights> LoadHead(const TensorSource& source, const ModelGeometry& geometry, at::Device device, at::ScalarType dtype);
+// Converts to `dtype` on `device`. `with_linears` false leaves weight[i] undefined (biases and
+// norms are read).
+absl::StatusOr<BlockWeights> LoadBlock(const TensorSource& source, const ModelGeometry& geometry,
+                                       int block, at::Device device, at::ScalarType dtype,
+                                       bool with_linears);
+absl::StatusOr<at::Tensor> LoadEmbedding(const TensorSource& source, const ModelGeometry& geometry,
+                                         at::Device device, at::ScalarType dtype);
+absl::StatusOr<HeadWeights> LoadHead(const TensorSource& source, const ModelGeometry& geometry,
+                                     at::Device device, at::ScalarType dtype);
 
 }  // namespace gradq

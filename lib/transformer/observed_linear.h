@@ -1,6 +1,7 @@
 #pragma once
 
-// A LinearOp that shows each linear's input and output gradient while a backward pass runs: the one place every statistic comes from.
+// A LinearOp that shows each linear's input and output gradient while a backward pass runs: the one
+// place every statistic comes from.
 
 #include <functional>
 #include <vector>
@@ -9,7 +10,8 @@
 
 namespace gradq {
 
-// x [tokens, in] and dz [tokens, out] = dL/dZ (undefined in a forward-only pass), tokens = sequences × length in order, fp32; detached.
+// x [tokens, in] and dz [tokens, out] = dL/dZ (undefined in a forward-only pass), tokens =
+// sequences × length in order, fp32; detached.
 struct Observation {
   int block = 0;
   LinearKind kind = LinearKind::kQ;
@@ -21,8 +23,10 @@ using Observer = std::function<void(const Observation&)>;
 
 class ObservedLinearOp : public LinearOp {
  public:
-  // The observer runs inside backward (or, with forward_only, inside Apply), on the autograd thread of the caller's device, one at a time.
-  ObservedLinearOp(const std::vector<BlockWeights>& weights, int first_block, bool forward_only, Observer observer);
+  // The observer runs inside backward (or, with forward_only, inside Apply), on the autograd thread
+  // of the caller's device, one at a time.
+  ObservedLinearOp(const std::vector<BlockWeights>& weights, int first_block, bool forward_only,
+                   Observer observer);
   at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) override;
 
  private:

@@ -1,13 +1,14 @@
 #pragma once
 
-// Server side: one gRPC server with reflection and the standard health service. Used by every binary.
+// Server side: one gRPC server with reflection and the standard health service. Used by every
+// binary.
+
+#include <grpcpp/server.h>
 
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <grpcpp/server.h>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -23,8 +24,10 @@ struct ListenOptions {
 
 class RpcServer {
  public:
-  // INVALID_ARGUMENT (address), FAILED_PRECONDITION (port taken, naming it). `services` must outlive the server.
-  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const ListenOptions& options, const std::vector<grpc::Service*>& services);
+  // INVALID_ARGUMENT (address), FAILED_PRECONDITION (port taken, naming it). `services` must
+  // outlive the server.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
+      const ListenOptions& options, const std::vector<grpc::Service*>& services);
   ~RpcServer();
 
   int port() const { return port_; }

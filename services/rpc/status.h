@@ -1,6 +1,7 @@
 #pragma once
 
-// The one place where absl and gRPC statuses meet. Codes are equal by number; messages are cut at 2 KiB.
+// The one place where absl and gRPC statuses meet. Codes are equal by number; messages are cut at 2
+// KiB.
 
 #include <grpcpp/support/status.h>
 
