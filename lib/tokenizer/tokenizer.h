@@ -27,11 +27,13 @@ class Tokenizer {
                                               bool add_special_tokens = true) const;
   absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids,
                                      bool skip_special_tokens = true) const;
-  int64_t vocab_size() const;
+  // One more than the largest token id, added tokens included (ids may have gaps).
+  int64_t vocab_size() const { return vocab_size_; }
 
  private:
   explicit Tokenizer(void* handle) : handle_(handle) {}
   void* handle_;
+  int64_t vocab_size_ = 0;
 };
 
 // Cuts a tokenized text into non-overlapping windows of `length`, the last partial one dropped; the
