@@ -13,13 +13,25 @@
 
 namespace gradq {
 
+// Which attention linears have a bias: none, those of q, k and v, or all four where config.json's
+// attention_bias says so.
+enum class AttentionBias { kNone, kQkv, kFromConfig };
+// Whether config.json's sliding_window applies: never, always, or only with use_sliding_window.
+enum class SlidingWindow { kNone, kAlways, kWhenUsed };
+
 // One row per supported family; what differs between them is data.
 struct FamilyRow {
   std::string_view model_type;    // "llama"
   std::string_view architecture;  // "LlamaForCausalLM"
-  bool qkv_bias;                  // default where config.json has no attention_bias
-  bool qk_norm;                   // RMSNorm over head_dim of q and k before rotary
-  bool sliding_window;            // config's sliding_window applies
+  AttentionBias attention_bias;
+  bool mlp_bias;  // config.json's mlp_bias applies (absent: false)
+  bool qk_norm;   // RMSNorm over head_dim of q and k before rotary
+  SlidingWindow sliding_window;
+  // What transformers assumes where config.json is silent; kv_heads 0: as many as heads; head_dim
+  // 0: hidden_size / heads.
+  int64_t default_kv_heads;
+  int64_t default_head_dim;
+  int64_t default_max_positions;
 };
 std::span<const FamilyRow> Families();
 

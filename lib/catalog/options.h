@@ -17,15 +17,15 @@ using OptionMap = std::map<std::string, std::string>;
 
 struct OptionSpec {
   enum class Type { kInt, kDouble, kChoice };
-  std::string_view name;  // lower_snake; the CLI flag is the same with dashes
+  std::string_view name = {};  // lower_snake; the CLI flag is the same with dashes
   Type type = Type::kInt;
-  std::string_view default_value;
+  std::string_view default_value = {};
   // kInt, kDouble: inclusive range.
   double min = 0;
   double max = 0;
   // kChoice: the words, separated by '|'.
-  std::string_view choices;
-  std::string_view help;
+  std::string_view choices = {};
+  std::string_view help = {};
 };
 
 // Every option of `specs` with its given or default value. INVALID_ARGUMENT for an unknown name
@@ -40,5 +40,9 @@ const std::string& OptionWord(const OptionMap& options, std::string_view name);
 
 // The known name with the smallest edit distance, empty when none is near.
 std::string_view NearestName(std::string_view name, std::span<const std::string_view> known);
+
+// "unknown method: lnk; did you mean lnq? Known: rtn, squeezellm, lnq". `kind` is the noun.
+std::string UnknownNameMessage(std::string_view kind, std::string_view name,
+                               std::span<const std::string_view> known);
 
 }  // namespace gradq

@@ -15,8 +15,12 @@ struct StatisticRow {
   std::string_view name;     // "fisher_blocks"
   std::string_view formula;  // for `gradq methods`
   bool needs_gradient;
-  // Bytes a worker holds for one linear [out, in] with g groups, accumulating and when finished.
-  int64_t (*bytes)(int64_t out, int64_t in, int groups);
+  // Bytes a worker holds for one linear [out, in] with g groups, while it accumulates (whole
+  // squares) and when finished (packed triangles).
+  int64_t (*accumulating_bytes)(int64_t out, int64_t in, int groups);
+  int64_t (*finished_bytes)(int64_t out, int64_t in, int groups);
+  // Multiply-adds × 2 of one token, symmetric work counted once.
+  double (*flop_per_token)(int64_t out, int64_t in, int groups);
 };
 
 inline constexpr std::string_view kFisherBlocks = "fisher_blocks";
@@ -24,6 +28,7 @@ inline constexpr std::string_view kFisherDiagonal = "fisher_diagonal";
 inline constexpr std::string_view kGram = "gram";
 
 std::span<const StatisticRow> Statistics();
+// INVALID_ARGUMENT naming the nearest known statistic.
 absl::StatusOr<const StatisticRow*> FindStatistic(std::string_view name);
 
 }  // namespace gradq

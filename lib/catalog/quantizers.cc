@@ -1,0 +1,105 @@
+#include "lib/catalog/quantizers.h"
+
+#include "lib/catalog/statistics.h"
+
+namespace gradq {
+namespace {
+
+using Needs = std::vector<std::string_view>;
+
+constexpr OptionSpec kRtnOptions[] = {
+    {.name = "group_size",
+     .type = OptionSpec::Type::kInt,
+     .default_value = "128",
+     .min = 1,
+     .max = 1048576,
+     .help = "consecutive input weights that share a scale and a zero point; the last group of a "
+             "row may be shorter"},
+};
+
+constexpr OptionSpec kLnqOptions[] = {
+    {.name = "iterations",
+     .type = OptionSpec::Type::kInt,
+     .default_value = "3",
+     .min = 1,
+     .max = 100,
+     .help = "codebook updates; an assignment update runs before each but the first"},
+    {.name = "cycles",
+     .type = OptionSpec::Type::kInt,
+     .default_value = "4",
+     .min = 1,
+     .max = 100,
+     .help = "coordinate-descent passes over the columns in each assignment update"},
+    {.name = "solver",
+     .type = OptionSpec::Type::kChoice,
+     .default_value = "best",
+     .choices = "best|published",
+     .help = "best: optimal start, error-feedback candidates, keep-best per row; published: the "
+             "paper's algorithm, for comparison"},
+};
+
+constexpr QuantizerRow kRows[] = {
+    {.name = "rtn",
+     .summary =
+         "round to nearest on an affine grid per group of input weights; needs no calibration",
+     .paper = "baseline",
+     .encoding = Encoding::kAffine,
+     .min_bits = 1,
+     .max_bits = 8,
+     .uses_objective = false,
+     .options = kRtnOptions,
+     .needs = [](Objective, const OptionMap&) { return Needs{}; }},
+    {.name = "squeezellm",
+     .summary =
+         "a codebook per output row by optimal k-means, weighted with squared weight gradients",
+     .paper = "arXiv:2306.07629",
+     .encoding = Encoding::kLut,
+     .min_bits = 1,
+     .max_bits = 8,
+     .uses_objective = false,
+     .options = {},
+     .needs = [](Objective, const OptionMap&) { return Needs{kFisherDiagonal}; }},
+    {.name = "lnq",
+     .summary = "a codebook per output row by layer-wise non-uniform quantization; guided by "
+                "end-loss gradients per channel group",
+     .paper = "arXiv:2505.07004",
+     .encoding = Encoding::kLut,
+     .min_bits = 1,
+     .max_bits = 8,
+     .uses_objective = true,
+     .options = kLnqOptions,
+     .needs =
+         [](Objective objective, const OptionMap& options) {
+           Needs needs{objective == Objective::kPlain ? kGram : kFisherBlocks};
+           // The published algorithm starts from SqueezeLLM's assignment.
+           if (OptionWord(options, "solver") == "published") needs.push_back(kFisherDiagonal);
+           return needs;
+         }},
+};
+
+constexpr std::string_view kObjectives[] = {"guided", "plain"};
+
+}  // namespace
+
+absl::StatusOr<Objective> ParseObjective(std::string_view word) {
+  if (word == ObjectiveName(Objective::kGuided)) return Objective::kGuided;
+  if (word == ObjectiveName(Objective::kPlain)) return Objective::kPlain;
+  return absl::InvalidArgumentError(UnknownNameMessage("objective", word, kObjectives));
+}
+
+std::string_view ObjectiveName(Objective objective) {
+  return kObjectives[static_cast<int>(objective)];
+}
+
+std::span<const QuantizerRow> Quantizers() { return kRows; }
+
+absl::StatusOr<const QuantizerRow*> FindQuantizer(std::string_view name) {
+  std::vector<std::string_view> known;
+  for (const QuantizerRow& row : kRows) {
+    if (row.name == name) return &row;
+    known.push_back(row.name);
+  }
+  return absl::InvalidArgumentError(UnknownNameMessage("method", name, known));
+}
+
+}  // namespace gradq

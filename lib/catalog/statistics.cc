@@ -1,0 +1,49 @@
+#include "lib/catalog/statistics.h"
+
+#include <vector>
+
+#include "lib/catalog/options.h"
+
+namespace gradq {
+namespace {
+
+constexpr StatisticRow kRows[] = {
+    {.name = kFisherBlocks,
+     .formula = "H_k = X^T diag(s_k) X, s_k = mean over the channels of group k of (1000 dL/dz)^2; "
+                "one matrix per group",
+     .needs_gradient = true,
+     .accumulating_bytes = [](int64_t, int64_t in, int groups) { return 4 * groups * in * in; },
+     .finished_bytes = [](int64_t, int64_t in, int groups) { return 2 * groups * in * (in + 1); },
+     .flop_per_token =
+         [](int64_t, int64_t in, int groups) {
+           return static_cast<double>(groups) * static_cast<double>(in * in);
+         }},
+    {.name = kFisherDiagonal,
+     .formula = "sum over sequences of (dz^T X)^2, elementwise",
+     .needs_gradient = true,
+     .accumulating_bytes = [](int64_t out, int64_t in, int) { return 4 * out * in; },
+     .finished_bytes = [](int64_t out, int64_t in, int) { return 4 * out * in; },
+     .flop_per_token = [](int64_t out, int64_t in,
+                          int) { return 2.0 * static_cast<double>(out * in); }},
+    {.name = kGram,
+     .formula = "X^T X",
+     .needs_gradient = false,
+     .accumulating_bytes = [](int64_t, int64_t in, int) { return 4 * in * in; },
+     .finished_bytes = [](int64_t, int64_t in, int) { return 2 * in * (in + 1); },
+     .flop_per_token = [](int64_t, int64_t in, int) { return static_cast<double>(in * in); }},
+};
+
+}  // namespace
+
+std::span<const StatisticRow> Statistics() { return kRows; }
+
+absl::StatusOr<const StatisticRow*> FindStatistic(std::string_view name) {
+  std::vector<std::string_view> known;
+  for (const StatisticRow& row : kRows) {
+    if (row.name == name) return &row;
+    known.push_back(row.name);
+  }
+  return absl::InvalidArgumentError(UnknownNameMessage("statistic", name, known));
+}
+
+}  // namespace gradq
