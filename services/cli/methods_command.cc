@@ -1,0 +1,47 @@
+#include <cstdio>
+#include <string>
+
+#include "lib/base/strings.h"
+#include "lib/catalog/outlier_policies.h"
+#include "lib/catalog/quantizers.h"
+#include "services/cli/commands.h"
+
+namespace gradq {
+namespace {
+
+void PrintOptions(std::span<const OptionSpec> options) {
+  for (const OptionSpec& option : options) {
+    const std::string range = option.type == OptionSpec::Type::kChoice
+                                  ? std::string(option.choices)
+                                  : StrCat(option.min, " .. ", option.max);
+    std::printf("      --%-14s %s (default %s; %s)\n", std::string(option.name).c_str(),
+                std::string(option.help).c_str(), std::string(option.default_value).c_str(),
+                range.c_str());
+  }
+}
+
+absl::Status RunMethods() {
+  std::printf("Quantizers (--method)\n");
+  for (const QuantizerRow& row : Quantizers()) {
+    std::printf("  %-12s %s\n      %s; %d..%d bits\n", std::string(row.name).c_str(),
+                std::string(row.summary).c_str(), std::string(row.paper).c_str(), row.min_bits,
+                row.max_bits);
+    PrintOptions(row.options);
+  }
+  std::printf("Outlier policies (--outliers)\n");
+  for (const OutlierPolicyRow& row : OutlierPolicies()) {
+    std::printf("  %-12s %s\n", std::string(row.name).c_str(), std::string(row.summary).c_str());
+    PrintOptions(row.options);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddMethodsCommand(CLI::App& app, Command& chosen) {
+  CLI::App* command =
+      app.add_subcommand("methods", "Quantizers and outlier policies with their options");
+  command->callback([&chosen] { chosen = RunMethods; });
+}
+
+}  // namespace gradq
