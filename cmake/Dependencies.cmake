@@ -1,5 +1,6 @@
 # Debian packages, and libtorch from the PyPI wheel that scripts/setup unpacked below GRADQ_DEPS.
 set(GRADQ_TORCH_VERSION 2.11.0)
+set(GRADQ_CUDA_VERSION 13.0.88)
 
 if(DEFINED ENV{GRADQ_DEPS})
   set(GRADQ_DEPS $ENV{GRADQ_DEPS})
@@ -44,6 +45,7 @@ endforeach()
 # -idirafter: the wheel carries its own fmt and protobuf headers, which must not shadow Debian's.
 add_library(gradq_torch INTERFACE)
 target_compile_options(gradq_torch INTERFACE
-  -idirafter${TORCH_DIR}/include -idirafter${TORCH_DIR}/include/torch/csrc/api/include -Wno-unused-parameter)
+  -idirafter${TORCH_DIR}/include -idirafter${TORCH_DIR}/include/torch/csrc/api/include
+  $<$<COMPILE_LANGUAGE:CXX>:-Wno-unused-parameter>)
 target_compile_definitions(gradq_torch INTERFACE AT_PER_OPERATOR_HEADERS)
 target_link_libraries(gradq_torch INTERFACE gradq_import_torch_cpu gradq_import_c10)

@@ -11,12 +11,15 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 # The fixed order of sums is part of the contract: no contraction beyond what a kernel spells out, no fast-math.
-add_compile_options(-Wall -Wextra -Werror -ffp-contract=off)
+add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Werror;-ffp-contract=off>")
 
 find_program(GRADQ_CCACHE ccache)
 if(GRADQ_CCACHE)
-  set(CMAKE_C_COMPILER_LAUNCHER ${GRADQ_CCACHE})
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${GRADQ_CCACHE})
+  # Paths below the source folder are made relative before ccache compares, so that presets and clones share results.
+  set(launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} ${GRADQ_CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
 endif()
 find_program(GRADQ_MOLD mold)
 if(GRADQ_MOLD)
