@@ -1,0 +1,389 @@
+// Vector code of lut_matmul.h, compiled for AVX2 and AVX-512 and chosen at run time. A table of up
+// to 16 (8) entries lives in one register and a permutation looks up 16 (8) codes at once; it reads
+// only the lowest 4 (3) bits of each index, so codes are shifted but never masked.
+
+#include <algorithm>
+#include <cstring>
+
+#include "lib/kernels/lut_matmul.h"
+
+// Machines without AVX2 take the plain loops; no vector code is made for them.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "lib/kernels/lut_matmul_simd.cc"
+#include <hwy/foreach_target.h>  // must come before highway.h
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace gradq::kernels {
+namespace HWY_NAMESPACE {
+
+#if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F = hn::ScalableTag<float>;
+using U = hn::Rebind<uint32_t, F>;
+using I = hn::Rebind<int32_t, F>;
+using VF = hn::Vec<F>;
+using VU = hn::Vec<U>;
+
+constexpr int kVector = HWY_TARGET == HWY_AVX2 ? 8 : 16;
+// Vectors per block of 16 lanes.
+constexpr int kParts = static_cast<int>(LutMatrix::kLanes) / kVector;
+// Independent sums per output, to cover the latency of the fused multiply-add. The same for every
+// batch: an output must not depend on it.
+constexpr int kSums = 4;
+// Rows of x that share one pass over the codes, as many as the registers hold sums for.
+constexpr int kGroup = HWY_TARGET == HWY_AVX2 ? 2 : 4;
+
+HWY_INLINE VF Permute(VF table, VU index) {
+#if HWY_IS_DEBUG_BUILD
+  index = hn::And(index,
+                  hn::Set(U(), kVector - 1));  // debug builds assert what the instruction ignores
+#endif
+  return hn::TableLookupLanes(table, hn::IndicesFromVec(F(), index));
+}
+
+// 2^bits entries repeated over a vector.
+HWY_INLINE VF LoadRepeated(const uint16_t* table, int bits) {
+  const hn::Rebind<hwy::float16_t, F> half;
+  const hn::RebindToUnsigned<decltype(half)> d16;
+  if (bits == 1) {
+    uint32_t pair;
+    std::memcpy(&pair, table, sizeof(pair));
+    return hn::PromoteTo(
+        F(), hn::BitCast(half, hn::Set(hn::Repartition<uint32_t, decltype(half)>(), pair)));
+  }
+  if (bits == 2) {
+    uint64_t four;
+    std::memcpy(&four, table, sizeof(four));
+    return hn::PromoteTo(
+        F(), hn::BitCast(half, hn::Set(hn::Repartition<uint64_t, decltype(half)>(), four)));
+  }
+  if (bits == 3) return hn::PromoteTo(F(), hn::BitCast(half, hn::LoadDup128(d16, table)));
+  return hn::PromoteTo(F(), hn::BitCast(half, hn::LoadU(d16, table)));
+}
+
+// The table of one row. Lookup takes vectors of words whose lowest kBits bits are codes, whatever
+// is above them.
+template <int kBits>
+class RowTable {
+ public:
+  HWY_INLINE explicit RowTable(const uint16_t* table) {
+    if constexpr (kBits <= 4) {
+      low_ = LoadRepeated(table, kBits);
+      high_ = low_;
+      if constexpr (kBits == 4 && kVector == 8) high_ = LoadRepeated(table + 8, kBits);
+      if constexpr (kBits == 2 && kVector == 16)
+        high_ = Permute(low_, hn::ShiftRight<2>(hn::Iota(U(), 0)));
+    } else {
+      const hn::Rebind<hwy::float16_t, F> half;
+      const hn::RebindToUnsigned<decltype(half)> d16;
+      for (int i = 0; i < 1 << kBits; i += kVector) {
+        hn::StoreU(hn::PromoteTo(F(), hn::BitCast(half, hn::LoadU(d16, table + i))), F(),
+                   entries_ + i);
+      }
+    }
+  }
+
+  HWY_INLINE VF Lookup(VU codes) const {
+    if constexpr (kBits == 4 && kVector == 8) {
+      return hn::IfNegativeThenElse(hn::BitCast(F(), hn::ShiftLeft<28>(codes)),
+                                    Permute(high_, codes), Permute(low_, codes));
+    } else if constexpr (kBits <= 4) {
+      return Permute(low_, codes);
+    } else {
+      const VU index = hn::And(codes, hn::Set(U(), (1u << kBits) - 1));
+      return hn::GatherIndex(F(), entries_, hn::BitCast(I(), index));
+    }
+  }
+
+  // Of the codes in bits 2 and 3: with 2-bit codes a 4-bit index holds two, so that one shift
+  // serves two lookups.
+  HWY_INLINE VF LookupSecond(VU codes) const { return Permute(high_, codes); }
+
+ private:
+  VF low_, high_;
+  float entries_[kBits <= 4 ? 1 : 1 << kBits];
+};
+
+// Where decoded weights go: Use gets the weights of columns [column, column + kVector), `kSum`
+// cycles through 0 .. kSums - 1.
+
+template <int kRows>
+class DotSink {
+ public:
+  HWY_INLINE DotSink(const float* x, int64_t stride) {
+    for (int b = 0; b < kRows; ++b) {
+      x_[b] = x + b * stride;
+      for (int s = 0; s < kSums; ++s) sum_[b][s] = hn::Zero(F());
+    }
+  }
+  template <int kSum>
+  HWY_INLINE void Use(int64_t column, VF weight) {
+    for (int b = 0; b < kRows; ++b)
+      sum_[b][kSum] = hn::MulAdd(weight, hn::LoadU(F(), x_[b] + column), sum_[b][kSum]);
+  }
+  HWY_INLINE void UsePart(int64_t column, int64_t count, VF weight) {
+    const auto mask = hn::FirstN(F(), static_cast<size_t>(count));
+    for (int b = 0; b < kRows; ++b)
+      sum_[b][0] = hn::MulAdd(weight, hn::MaskedLoad(mask, F(), x_[b] + column), sum_[b][0]);
+  }
+  HWY_INLINE float Total(int b) const {
+    const VF sum = hn::Add(hn::Add(sum_[b][0], sum_[b][1]), hn::Add(sum_[b][2], sum_[b][3]));
+    return hn::GetLane(hn::SumOfLanes(F(), sum));
+  }
+
+ private:
+  const float* x_[kRows];
+  VF sum_[kRows][kSums];
+};
+
+class StoreSink {
+ public:
+  HWY_INLINE explicit StoreSink(float* out) : out_(out) {}
+  template <int kSum>
+  HWY_INLINE void Use(int64_t column, VF weight) {
+    hn::StoreU(weight, F(), out_ + column);
+  }
+  HWY_INLINE void UsePart(int64_t column, int64_t count, VF weight) {
+    hn::BlendedStore(weight, hn::FirstN(F(), static_cast<size_t>(count)), F(), out_ + column);
+  }
+
+ private:
+  float* out_;
+};
+
+// Codes kFirst, kFirst + 1, ... kLast - 1 of each lane of `words`, the first at bit kShift.
+template <int kBits, int kFirst, int kLast, int kShift, class Sink>
+HWY_INLINE void UseWord(const RowTable<kBits>& table, VU words, int64_t column, Sink& sink) {
+  if constexpr (kFirst < kLast) {
+    const VU codes = hn::ShiftRight<kShift>(words);
+    sink.template Use<kFirst % kSums>(column + kFirst * LutMatrix::kLanes, table.Lookup(codes));
+    if constexpr (kBits == 2 && kVector == 16) {
+      sink.template Use<(kFirst + 1) % kSums>(column + (kFirst + 1) * LutMatrix::kLanes,
+                                              table.LookupSecond(codes));
+      UseWord<kBits, kFirst + 2, kLast, kShift + 2 * kBits>(table, words, column, sink);
+    } else {
+      UseWord<kBits, kFirst + 1, kLast, kShift + kBits>(table, words, column, sink);
+    }
+  }
+}
+
+template <int kBits, class Sink>
+HWY_INLINE void DecodeBlocks(const RowTable<kBits>& table, const uint32_t* words, int64_t columns,
+                             Sink& sink) {
+  if constexpr (kBits == 3) {
+    // 32 codes in three words; codes 10 and 21 cross from one word to the next.
+    for (int64_t column = 0; column < columns;
+         column += 32 * LutMatrix::kLanes, words += 3 * LutMatrix::kLanes) {
+      for (int part = 0; part < kParts; ++part) {
+        const uint32_t* from = words + part * kVector;
+        const int64_t at = column + part * kVector;
+        const VU w0 = hn::LoadU(U(), from);
+        const VU w1 = hn::LoadU(U(), from + LutMatrix::kLanes);
+        const VU w2 = hn::LoadU(U(), from + 2 * LutMatrix::kLanes);
+        UseWord<3, 0, 10, 0>(table, w0, at, sink);
+        UseWord<3, 10, 11, 0>(table, hn::Or(hn::ShiftRight<30>(w0), hn::ShiftLeft<2>(w1)), at,
+                              sink);
+        UseWord<3, 11, 21, 1>(table, w1, at, sink);
+        UseWord<3, 21, 22, 0>(table, hn::Or(hn::ShiftRight<31>(w1), hn::ShiftLeft<1>(w2)), at,
+                              sink);
+        UseWord<3, 22, 32, 2>(table, w2, at, sink);
+      }
+    }
+  } else if constexpr (kBits <= 4) {
+    constexpr int kCodes = 32 / kBits;
+    for (int64_t column = 0; column < columns;
+         column += kCodes * LutMatrix::kLanes, words += LutMatrix::kLanes) {
+      for (int part = 0; part < kParts; ++part) {
+        UseWord<kBits, 0, kCodes, 0>(table, hn::LoadU(U(), words + part * kVector),
+                                     column + part * kVector, sink);
+      }
+    }
+  }
+}
+
+// Columns [begin, end) in canonical order; begin is a multiple of kVector, whose codes start on a
+// byte.
+template <int kBits, class Sink>
+HWY_INLINE void DecodeTail(const RowTable<kBits>& table, const uint32_t* row, int64_t begin,
+                           int64_t end, Sink& sink) {
+  const VU bit = hn::Mul(hn::Iota(U(), 0), hn::Set(U(), kBits));
+  const auto offset = hn::BitCast(I(), hn::ShiftRight<3>(bit));
+  const VU shift = hn::And(bit, hn::Set(U(), 7));
+  for (int64_t column = begin; column < end; column += kVector) {
+    const char* from = reinterpret_cast<const char*>(row) + column * kBits / 8;
+    const VU codes = hn::Shr(
+        hn::BitCast(U(), hn::GatherOffset(I(), reinterpret_cast<const int32_t*>(from), offset)),
+        shift);
+    const VF weight = table.Lookup(codes);
+    if (end - column >= kVector) {
+      sink.template Use<0>(column, weight);
+    } else {
+      sink.UsePart(column, end - column, weight);
+    }
+  }
+}
+
+template <int kBits, class Sink>
+HWY_INLINE void DecodeRow(const LutMatrix& matrix, int64_t r, Sink& sink) {
+  const RowTable<kBits> table(matrix.table(r));
+  DecodeBlocks<kBits>(table, matrix.row(r), matrix.blocked_columns(), sink);
+  DecodeTail<kBits>(table, matrix.row(r), matrix.blocked_columns(), matrix.in_features(), sink);
+}
+
+template <int kBits, int kRows>
+HWY_INLINE void DotRows(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
+                        float* y) {
+  for (int64_t r = begin; r < end; ++r) {
+    DotSink<kRows> sink(x, matrix.in_features());
+    DecodeRow<kBits>(matrix, r, sink);
+    for (int b = 0; b < kRows; ++b) y[b * matrix.out_features() + r] = sink.Total(b);
+  }
+}
+
+template <int kBits>
+void Dot(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t batch,
+         float* y) {
+  int64_t b = 0;
+  for (; b + kGroup <= batch; b += kGroup) {
+    DotRows<kBits, kGroup>(matrix, begin, end, x + b * matrix.in_features(),
+                           y + b * matrix.out_features());
+  }
+  for (; b < batch; ++b)
+    DotRows<kBits, 1>(matrix, begin, end, x + b * matrix.in_features(),
+                      y + b * matrix.out_features());
+}
+
+template <int kBits>
+void Dequantize(const LutMatrix& matrix, int64_t begin, int64_t end, float* out) {
+  for (int64_t r = begin; r < end; ++r) {
+    StoreSink sink(out + (r - begin) * matrix.in_features());
+    DecodeRow<kBits>(matrix, r, sink);
+  }
+}
+
+void DotAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t batch,
+                float* y) {
+  switch (matrix.bits()) {
+    case 1:
+      return Dot<1>(matrix, begin, end, x, batch, y);
+    case 2:
+      return Dot<2>(matrix, begin, end, x, batch, y);
+    case 3:
+      return Dot<3>(matrix, begin, end, x, batch, y);
+    case 4:
+      return Dot<4>(matrix, begin, end, x, batch, y);
+    case 5:
+      return Dot<5>(matrix, begin, end, x, batch, y);
+    case 6:
+      return Dot<6>(matrix, begin, end, x, batch, y);
+    case 7:
+      return Dot<7>(matrix, begin, end, x, batch, y);
+    case 8:
+      return Dot<8>(matrix, begin, end, x, batch, y);
+  }
+}
+
+void DequantizeAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, float* out) {
+  switch (matrix.bits()) {
+    case 1:
+      return Dequantize<1>(matrix, begin, end, out);
+    case 2:
+      return Dequantize<2>(matrix, begin, end, out);
+    case 3:
+      return Dequantize<3>(matrix, begin, end, out);
+    case 4:
+      return Dequantize<4>(matrix, begin, end, out);
+    case 5:
+      return Dequantize<5>(matrix, begin, end, out);
+    case 6:
+      return Dequantize<6>(matrix, begin, end, out);
+    case 7:
+      return Dequantize<7>(matrix, begin, end, out);
+    case 8:
+      return Dequantize<8>(matrix, begin, end, out);
+  }
+}
+
+uint32_t Sum(const uint32_t* words, int64_t count) {
+  VU sums[4] = {hn::Zero(U()), hn::Zero(U()), hn::Zero(U()), hn::Zero(U())};
+  int64_t i = 0;
+  for (; i + 4 * kVector <= count; i += 4 * kVector) {
+    for (int s = 0; s < 4; ++s) sums[s] = hn::Add(sums[s], hn::LoadU(U(), words + i + s * kVector));
+  }
+  const VU sum = hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]));
+  uint32_t total = hn::GetLane(hn::SumOfLanes(U(), sum));
+  for (; i < count; ++i) total += words[i];
+  return total;
+}
+
+#else
+
+void DotAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t batch,
+                float* y) {
+  LutMatmulReference(matrix, begin, end, x, batch, y);
+}
+
+void DequantizeAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, float* out) {
+  DequantizeLutRowsReference(matrix, begin, end, out);
+}
+
+uint32_t Sum(const uint32_t* words, int64_t count) {
+  uint32_t total = 0;
+  for (int64_t i = 0; i < count; ++i) total += words[i];
+  return total;
+}
+
+#endif
+
+}  // namespace HWY_NAMESPACE
+}  // namespace gradq::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace gradq::kernels {
+namespace {
+
+HWY_EXPORT(DotAnyBits);
+HWY_EXPORT(DequantizeAnyBits);
+HWY_EXPORT(Sum);
+
+constexpr int64_t kTileRows = 32;
+// Weights below which waking the pool costs more than it saves.
+constexpr int64_t kSmall = 1 << 16;
+
+template <typename Body>
+void ForTiles(int64_t begin, int64_t end, int64_t work, ThreadPool* pool, const Body& body) {
+  if (pool == nullptr || work < kSmall) return body(begin, end);
+  const int64_t tiles = (end - begin + kTileRows - 1) / kTileRows;
+  pool->ParallelFor(tiles, [&](int64_t tile, int) {
+    const int64_t first = begin + tile * kTileRows;
+    body(first, std::min(first + kTileRows, end));
+  });
+}
+
+}  // namespace
+
+void LutMatmul(const LutMatrix& matrix, const float* x, int64_t batch, float* y, ThreadPool* pool) {
+  const auto run = HWY_DYNAMIC_DISPATCH(DotAnyBits);
+  ForTiles(0, matrix.out_features(), matrix.out_features() * matrix.in_features() * batch, pool,
+           [&](int64_t begin, int64_t end) { run(matrix, begin, end, x, batch, y); });
+}
+
+void DequantizeLutRows(const LutMatrix& matrix, int64_t begin, int64_t end, float* out,
+                       ThreadPool* pool) {
+  const auto run = HWY_DYNAMIC_DISPATCH(DequantizeAnyBits);
+  ForTiles(begin, end, (end - begin) * matrix.in_features(), pool,
+           [&](int64_t first, int64_t last) {
+             run(matrix, first, last, out + (first - begin) * matrix.in_features());
+           });
+}
+
+uint32_t SumWords(const uint32_t* words, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(Sum)(words, count);
+}
+
+}  // namespace gradq::kernels
+#endif
