@@ -23,6 +23,7 @@ namespace gradq {
 namespace {
 
 absl::StatusOr<std::string> PathBesideThisExecutable(const std::string& binary) {
+  if (binary.find('/') != std::string::npos) return binary;
   std::error_code error;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", error);
   if (error)
