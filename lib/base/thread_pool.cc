@@ -1,9 +1,12 @@
 #include "lib/base/thread_pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "lib/base/status_macros.h"
@@ -17,19 +20,51 @@ struct ThreadPool::State {
   const absl::FunctionRef<void(int64_t, int)>* body = nullptr;
   int64_t count = 0;
   std::atomic<int64_t> next{0};
-  int running = 0;
-  int64_t generation = 0;
-  bool stop = false;
+  // Written under the mutex; atomic because spinning threads read them without it.
+  std::atomic<int> running{0};
+  std::atomic<int64_t> generation{0};
+  std::atomic<bool> stop{false};
+  std::chrono::nanoseconds spin{0};
+  std::exception_ptr thrown;
   std::vector<std::thread> threads;
 
   void Work(int worker) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) (*body)(i, worker);
+    try {
+      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) (*body)(i, worker);
+    } catch (...) {
+      // Nobody starts another item; items under way end.
+      next.store(count);
+      std::lock_guard lock(mutex);
+      if (thrown == nullptr) thrown = std::current_exception();
+    }
+  }
+
+  // Returns when `ready` holds or the time for spinning is over. Conditions are read again under
+  // the mutex afterwards.
+  template <typename Ready>
+  void Spin(const Ready& ready) const {
+    if (spin.count() == 0) return;
+    const auto end = std::chrono::steady_clock::now() + spin;
+    while (!ready() && std::chrono::steady_clock::now() < end) {
+      for (int i = 0; i < 16 && !ready(); ++i) Pause();
+    }
+  }
+
+  static void Pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
   }
 
   void Loop(int worker) {
     int64_t seen = 0;
     std::unique_lock lock(mutex);
     while (true) {
+      if (!stop && generation == seen) {
+        lock.unlock();
+        Spin([&] { return stop || generation != seen; });
+        lock.lock();
+      }
       wake.wait(lock, [&] { return stop || generation != seen; });
       if (stop) return;
       seen = generation;
@@ -41,8 +76,10 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : threads_(threads), state_(std::make_unique<State>()) {
+ThreadPool::ThreadPool(int threads, absl::Duration spin)
+    : threads_(threads), state_(std::make_unique<State>()) {
   GRADQ_CHECK(threads >= 1);
+  state_->spin = absl::ToChronoNanoseconds(spin);
   for (int worker = 1; worker < threads; ++worker) {
     state_->threads.emplace_back([state = state_.get(), worker] { state->Loop(worker); });
   }
@@ -74,9 +111,13 @@ void ThreadPool::ParallelFor(int64_t count, absl::FunctionRef<void(int64_t, int)
   }
   state_->wake.notify_all();
   state_->Work(0);
+  state_->Spin([&] { return state_->running == 0; });
   std::unique_lock lock(state_->mutex);
   state_->done.wait(lock, [&] { return state_->running == 0; });
   state_->body = nullptr;
+  if (state_->thrown != nullptr) {
+    std::rethrow_exception(std::exchange(state_->thrown, nullptr));
+  }
 }
 
 }  // namespace gradq
