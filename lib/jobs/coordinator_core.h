@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 #include "gradq/v1/job.pb.h"
 #include "gradq/v1/job_service.pb.h"
+#include "gradq/v1/store.pb.h"
 #include "gradq/v1/worker_service.pb.h"
 #include "lib/jobs/job_store.h"
 
@@ -124,6 +125,8 @@ class CoordinatorCore {
   virtual absl::Duration NextDeadline() const = 0;
   // Durable shards of a job by linear (for assembly).
   virtual absl::StatusOr<std::vector<v1::ShardSummary>> Shards(const std::string& job) const = 0;
+  // The stored record (model path, token files, output path; for assembly). NOT_FOUND.
+  virtual absl::StatusOr<v1::JobRecord> Record(const std::string& job) const = 0;
   // Before the rename: false when the job was cancelled meanwhile. Afterwards CancelJob answers
   // FAILED_PRECONDITION.
   virtual bool BeginRename(Now now, const std::string& job) = 0;
