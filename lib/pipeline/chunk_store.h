@@ -24,7 +24,7 @@ struct ChunkStoreOptions {
   int64_t memory_limit = int64_t{4} << 30;
   // Folder for spool files, created when missing; empty: nothing is spooled. Files are unlinked as
   // soon as they are open, so that a killed process leaves nothing behind.
-  std::string spool_dir;
+  std::string spool_dir{};
   int64_t spool_limit = 0;
 };
 
