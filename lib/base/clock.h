@@ -20,7 +20,7 @@ class Clock {
   static const Clock& Real();
 };
 
-// For tests: stands still until told.
+// For tests: stands still until told. Not thread-safe.
 class ManualClock : public Clock {
  public:
   absl::Duration Monotonic() const override { return now_; }

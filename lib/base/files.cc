@@ -13,8 +13,11 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <random>
 #include <system_error>
+#include <utility>
 
+#include "lib/base/logging.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 
@@ -62,13 +65,13 @@ class LocalFolder : public ReadableFolder {
   absl::StatusOr<std::vector<FolderEntry>> List() const override {
     std::vector<FolderEntry> entries;
     std::error_code error;
-    fs::directory_iterator it(path_, error);
-    for (; !error && it != fs::directory_iterator(); it.increment(error)) {
-      if (it->is_regular_file(error) && !error) {
-        entries.push_back(
-            {it->path().filename().string(), static_cast<int64_t>(it->file_size(error))});
-      }
-      if (error) break;
+    for (fs::directory_iterator it(path_, error), end; !error && it != end; it.increment(error)) {
+      // What cannot be looked at (a dangling link, a file just removed) is not a file that could be
+      // opened.
+      std::error_code gone;
+      if (!it->is_regular_file(gone) || gone) continue;
+      const auto size = static_cast<int64_t>(it->file_size(gone));
+      if (!gone) entries.push_back({it->path().filename().string(), size});
     }
     if (error) return ErrnoToStatus(error.value(), "cannot list folder", path_);
     std::sort(entries.begin(), entries.end(),
@@ -88,15 +91,75 @@ class LocalFolder : public ReadableFolder {
   std::string path_;
 };
 
-// Distinguishes staging names of one process; the pid distinguishes processes.
+// Random, since a process id returns: in a container it is 1 again after every restart, beside what
+// the crash left behind.
 std::string UniqueSuffix() {
-  static std::atomic<int> counter{0};
-  return StrCat(".tmp-", getpid(), "-", counter.fetch_add(1));
+  static std::atomic<uint64_t> counter{std::random_device{}()};
+  return StrCat(".tmp-", getpid(), "-", absl::Hex(counter.fetch_add(1) & 0xffffffff));
 }
 
 std::string ParentOf(const std::string& path) {
   const std::string parent = fs::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
+}
+
+// fsyncs every file and folder below `folder`, and `folder`.
+absl::Status SyncTree(const std::string& folder) {
+  std::error_code error;
+  for (fs::recursive_directory_iterator it(folder, error), end; !error && it != end;
+       it.increment(error)) {
+    std::error_code type_error;
+    const fs::file_type type = it->symlink_status(type_error).type();
+    if (type != fs::file_type::regular && type != fs::file_type::directory) continue;
+    const std::string path = it->path().string();
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return ErrnoToStatus(errno, "cannot open", path);
+    const int sync_error = fsync(fd) == 0 ? 0 : errno;
+    close(fd);
+    if (sync_error != 0) return ErrnoToStatus(sync_error, "cannot sync", path);
+  }
+  if (error) return ErrnoToStatus(error.value(), "cannot list folder", folder);
+  return SyncFolder(folder);
+}
+
+int RenameAt2(const std::string& from, const std::string& to, unsigned flags) {
+  const long result = syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), flags);
+  return result == 0 ? 0 : errno;
+}
+
+// True for the answers of a file system (NFS, some FUSE) or kernel without the flags of renameat2.
+bool LacksRenameFlags(int error) {
+  return error == EINVAL || error == ENOSYS || error == EOPNOTSUPP;
+}
+
+// ALREADY_EXISTS when something appeared at `to` meanwhile; it is kept.
+absl::Status RenameToNew(const std::string& from, const std::string& to) {
+  int error = RenameAt2(from, to, RENAME_NOREPLACE);
+  if (LacksRenameFlags(error)) {
+    if (PathExists(to)) return ErrnoToStatus(EEXIST, "cannot rename into place", to);
+    error = rename(from.c_str(), to.c_str()) == 0 ? 0 : errno;
+  }
+  if (error != 0) return ErrnoToStatus(error, "cannot rename into place", to);
+  return absl::OkStatus();
+}
+
+// Swaps the two, so that there is no moment without `to`. Without RENAME_EXCHANGE there is one,
+// between two renames.
+absl::Status Exchange(const std::string& from, const std::string& to) {
+  const int error = RenameAt2(from, to, RENAME_EXCHANGE);
+  if (error == 0) return absl::OkStatus();
+  if (!LacksRenameFlags(error)) return ErrnoToStatus(error, "cannot rename into place", to);
+  const std::string old = to + UniqueSuffix();
+  if (rename(to.c_str(), old.c_str()) != 0) return ErrnoToStatus(errno, "cannot rename away", to);
+  if (rename(from.c_str(), to.c_str()) != 0) {
+    const int failed = errno;
+    if (rename(old.c_str(), to.c_str()) != 0) {
+      return absl::DataLossError(StrCat("cannot rename back, the old output is at: ", old));
+    }
+    return ErrnoToStatus(failed, "cannot rename into place", to);
+  }
+  if (rename(old.c_str(), from.c_str()) != 0) return ErrnoToStatus(errno, "cannot rename", old);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -115,7 +178,12 @@ absl::Status ErrnoToStatus(int error, std::string_view action, std::string_view 
       return absl::AlreadyExistsError(message);
     case ENOTDIR:
     case EISDIR:
+    case ENOTEMPTY:
       return absl::FailedPreconditionError(message);
+    case ENAMETOOLONG:
+    case ELOOP:
+    case EINVAL:
+      return absl::InvalidArgumentError(message);
     case ENOSPC:
     case EDQUOT:
       return absl::ResourceExhaustedError(message);
@@ -143,7 +211,9 @@ absl::StatusOr<std::unique_ptr<ReadableFolder>> OpenLocalFolder(std::string path
 }
 
 absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocalFile(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: a FIFO without a writer must be refused and not waited for. Regular files ignore
+  // it.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return ErrnoToStatus(errno, "cannot open", path);
   struct stat info;
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -226,6 +296,7 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view conte
 
 absl::StatusOr<AtomicFolder> AtomicFolder::Create(std::string path, bool replace) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
+  if (path.empty()) return absl::InvalidArgumentError("output path is empty");
   if (!replace && PathExists(path))
     return absl::AlreadyExistsError(StrCat("output exists: ", path));
   GRADQ_RETURN_IF_ERROR(MakeFolders(ParentOf(path)));
@@ -245,24 +316,17 @@ AtomicFolder::~AtomicFolder() {
 }
 
 absl::Status AtomicFolder::Commit() {
-  for (const auto& entry : fs::directory_iterator(staging_)) {
-    const int fd = open(entry.path().c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return ErrnoToStatus(errno, "cannot open", entry.path().string());
-    const int error = fsync(fd) == 0 ? 0 : errno;
-    close(fd);
-    if (error != 0) return ErrnoToStatus(error, "cannot sync", entry.path().string());
-  }
-  GRADQ_RETURN_IF_ERROR(SyncFolder(staging_));
-  // RENAME_NOREPLACE keeps an output that appeared meanwhile; RENAME_EXCHANGE leaves no moment
-  // without one.
+  GRADQ_RETURN_IF_ERROR(SyncTree(staging_));
   const bool exchange = replace_ && PathExists(path_);
-  const unsigned flags = exchange ? RENAME_EXCHANGE : RENAME_NOREPLACE;
-  if (syscall(SYS_renameat2, AT_FDCWD, staging_.c_str(), AT_FDCWD, path_.c_str(), flags) != 0) {
-    return ErrnoToStatus(errno, "cannot rename into place", path_);
-  }
+  GRADQ_RETURN_IF_ERROR(exchange ? Exchange(staging_, path_) : RenameToNew(staging_, path_));
+  // From here `path_` is the new folder, and staging_, if anything, the old one.
   const std::string leftover = std::exchange(staging_, {});
   GRADQ_RETURN_IF_ERROR(SyncFolder(ParentOf(path_)));
-  return exchange ? RemoveRecursively(leftover) : absl::OkStatus();
+  if (exchange) {
+    const absl::Status removed = RemoveRecursively(leftover);
+    if (!removed.ok()) LogWarning("the replaced output is left over: ", removed.message());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status MakeFolders(const std::string& path) {

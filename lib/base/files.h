@@ -78,18 +78,20 @@ class FileWriter {
 absl::Status WriteFileAtomically(const std::string& path, std::string_view content);
 
 // A folder that appears at `path` complete or not at all. Files are made below staging(); Commit
-// fsyncs them and the folder and renames once. Without Commit the destructor removes the staging
-// folder.
+// fsyncs them (folders in it too) and renames once. Without Commit the destructor removes the
+// staging folder; a process that dies leaves it, under a name that nobody reads. Not thread-safe.
 class AtomicFolder {
  public:
-  // ALREADY_EXISTS when `path` stands and `replace` is false.
+  // ALREADY_EXISTS when `path` stands and `replace` is false. Makes the folders above `path`.
   static absl::StatusOr<AtomicFolder> Create(std::string path, bool replace);
   AtomicFolder(AtomicFolder&& other) noexcept;
   AtomicFolder& operator=(AtomicFolder&&) = delete;
   ~AtomicFolder();
 
   const std::string& staging() const { return staging_; }
-  // With `replace`, an existing folder is exchanged by renameat2(RENAME_EXCHANGE) and then removed.
+  // Once. With `replace`, an existing folder is exchanged by renameat2(RENAME_EXCHANGE) and then
+  // removed; without, ALREADY_EXISTS when one appeared since Create, which is kept. After an error
+  // nothing is at `path` that was not there, unless only the last fsync failed.
   absl::Status Commit();
 
  private:
@@ -107,6 +109,7 @@ absl::Status SyncFolder(const std::string& path);
 absl::StatusOr<int64_t> FreeDiskBytes(const std::string& path);
 
 // errno as a status: ENOENT NOT_FOUND, EACCES PERMISSION_DENIED, EEXIST ALREADY_EXISTS,
+// ENOTDIR/EISDIR/ENOTEMPTY FAILED_PRECONDITION, EINVAL/ELOOP/ENAMETOOLONG INVALID_ARGUMENT,
 // ENOSPC/EDQUOT RESOURCE_EXHAUSTED, else UNAVAILABLE. Message: "<action>: <path>: <strerror>".
 absl::Status ErrnoToStatus(int error, std::string_view action, std::string_view path);
 

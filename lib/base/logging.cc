@@ -3,6 +3,10 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <memory>
+#include <string>
+#include <utility>
+
 namespace gradq {
 namespace {
 
@@ -22,14 +26,25 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   return spdlog::level::info;
 }
 
+std::shared_ptr<spdlog::logger> MakeLogger(std::string_view component, LogLevel level) {
+  auto logger = std::make_shared<spdlog::logger>(std::string(component),
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %L [%n] %v", spdlog::pattern_time_type::utc);
+  logger->set_level(ToSpdlog(level));
+  logger->flush_on(spdlog::level::trace);
+  return logger;
+}
+
+// Not spdlog's default logger: that one writes to stdout, which belongs to results.
+std::shared_ptr<spdlog::logger>& Current() {
+  static std::shared_ptr<spdlog::logger> logger = MakeLogger("gradq", LogLevel::kInfo);
+  return logger;
+}
+
 }  // namespace
 
 void InitLogging(std::string_view component, LogLevel level) {
-  auto logger = spdlog::stderr_logger_mt(std::string(component));
-  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %^%L%$ [%n] %v");
-  logger->set_level(ToSpdlog(level));
-  logger->flush_on(spdlog::level::debug);
-  spdlog::set_default_logger(std::move(logger));
+  Current() = MakeLogger(component, level);
 }
 
 bool ParseLogLevel(std::string_view text, LogLevel* level) {
@@ -48,8 +63,7 @@ bool ParseLogLevel(std::string_view text, LogLevel* level) {
 }
 
 void LogLine(LogLevel level, std::string_view text) {
-  spdlog::default_logger_raw()->log(ToSpdlog(level),
-                                    spdlog::string_view_t(text.data(), text.size()));
+  Current()->log(ToSpdlog(level), spdlog::string_view_t(text.data(), text.size()));
 }
 
 }  // namespace gradq

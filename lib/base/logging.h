@@ -11,7 +11,8 @@ namespace gradq {
 
 enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 
-// `component` names the process in each line ("worker w1"). Call once in main.
+// `component` names the process in each line ("worker w1"). Called in main before threads; until
+// then lines from info up are written as "gradq".
 void InitLogging(std::string_view component, LogLevel level);
 // "debug", "info", "warning", "error", "off"; false for another word.
 bool ParseLogLevel(std::string_view text, LogLevel* level);

@@ -26,6 +26,7 @@ class ThreadPool {
 
   // Calls body(i, worker) once for every i in [0, count), worker in [0, threads()); returns when
   // all are done. Items are handed out one by one in order of i, so that uneven ones balance.
+  // When a body throws, no further items start, and the first exception is thrown here again.
   void ParallelFor(int64_t count, absl::FunctionRef<void(int64_t i, int worker)> body);
 
  private:
