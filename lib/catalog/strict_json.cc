@@ -1,5 +1,7 @@
 #include "lib/catalog/strict_json.h"
 
+#include <charconv>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -78,7 +80,51 @@ class Builder : public nlohmann::json_sax<json> {
   std::string error_;
 };
 
+void Write(const json& value, int indent, int depth, std::string* out) {
+  const auto line = [&](int level) {
+    if (indent > 0) out->append("\n").append(static_cast<size_t>(indent * level), ' ');
+  };
+  const auto list = [&](char open, char close, auto&& write_entry) {
+    out->push_back(open);
+    bool first = true;
+    for (auto it = value.begin(); it != value.end(); ++it) {
+      if (!first) out->push_back(',');
+      first = false;
+      line(depth + 1);
+      write_entry(it);
+    }
+    if (!first) line(depth);
+    out->push_back(close);
+  };
+  switch (value.type()) {
+    case json::value_t::object:
+      list('{', '}', [&](auto it) {
+        out->append(json(it.key()).dump()).append(indent > 0 ? ": " : ":");
+        Write(it.value(), indent, depth + 1, out);
+      });
+      break;
+    case json::value_t::array:
+      list('[', ']', [&](auto it) { Write(*it, indent, depth + 1, out); });
+      break;
+    case json::value_t::number_float: {
+      const double number = value.get<double>();
+      GRADQ_CHECK(std::isfinite(number));
+      char buffer[32];
+      out->append(buffer, std::to_chars(buffer, buffer + sizeof(buffer), number).ptr);
+      break;
+    }
+    default:
+      out->append(value.dump());
+  }
+}
+
 }  // namespace
+
+std::string CanonicalJson(const json& value, int indent) {
+  std::string text;
+  Write(value, indent, 0, &text);
+  return text;
+}
 
 absl::StatusOr<json> ParseJson(std::string_view text, std::string_view what) {
   Builder builder;

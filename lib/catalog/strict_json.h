@@ -22,4 +22,9 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view
 // The same, and the value must be an object.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view what);
 
+// The one text of a value: keys sorted, numbers in the shortest form that reads back as the same
+// double (3.0 is "3"), UTF-8 kept. `indent` 0 puts everything on one line. Numbers must be finite
+// (checked).
+std::string CanonicalJson(const nlohmann::json& value, int indent = 0);
+
 }  // namespace gradq

@@ -14,6 +14,8 @@ inline int64_t PackedWords(int64_t in_features, int bits) { return (in_features 
 // `codes`: [out, in], each < 2^bits. Result [out, PackedWords(in, bits)].
 std::vector<uint32_t> PackCodes(std::span<const uint8_t> codes, int64_t out_features,
                                 int64_t in_features, int bits);
+// One row: `row` holds PackedWords(codes.size(), bits) words, zero on entry.
+void PackRow(std::span<const uint8_t> codes, int bits, std::span<uint32_t> row);
 void UnpackRow(std::span<const uint32_t> row, int bits, std::span<uint8_t> codes);
 std::vector<uint8_t> UnpackCodes(std::span<const uint32_t> packed, int64_t out_features,
                                  int64_t in_features, int bits);
@@ -21,5 +23,6 @@ std::vector<uint8_t> UnpackCodes(std::span<const uint32_t> packed, int64_t out_f
 // IEEE half, round to nearest even; finite values beyond 65504 become Inf.
 uint16_t Float16Bits(float value);
 float Float16Value(uint16_t bits);
+float BFloat16Value(uint16_t bits);
 
 }  // namespace gradq

@@ -52,6 +52,10 @@ struct QuantizedLinear {
   int64_t weights() const { return out_features * in_features; }
 };
 
+// "lut", "affine".
+std::string_view EncodingName(Encoding encoding);
+absl::StatusOr<Encoding> ParseEncoding(std::string_view word);
+
 // Sizes and ranges agree; INVALID_ARGUMENT naming the linear.
 absl::Status Validate(const QuantizedLinear& linear);
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
@@ -36,8 +37,19 @@ class TensorSource {
   virtual const std::vector<TensorInfo>& tensors() const = 0;
   // NOT_FOUND naming the tensor and the folder.
   virtual absl::StatusOr<TensorInfo> Find(std::string_view name) const = 0;
-  // Raw little-end bytes, `out` exactly TensorInfo::bytes long.
-  virtual absl::Status Read(std::string_view name, std::span<std::byte> out) const = 0;
+  // Raw little-end bytes from `offset` of the tensor. OUT_OF_RANGE when they reach past its end.
+  virtual absl::Status ReadRange(std::string_view name, int64_t offset,
+                                 std::span<std::byte> out) const = 0;
+  // The whole tensor, `out` exactly TensorInfo::bytes long.
+  absl::Status Read(std::string_view name, std::span<std::byte> out) const {
+    return ReadRange(name, 0, out);
+  }
+
+  // Calls `visit(first, values)` slice by slice in order with F32, F16 or BF16 converted to fp32.
+  // Errors as ReadFloat32.
+  absl::Status VisitFloat32(
+      std::string_view name,
+      absl::FunctionRef<void(int64_t first, std::span<const float> values)> visit) const;
 
   // F32, F16 or BF16 converted to fp32 in [elements] order. FAILED_PRECONDITION for another dtype;
   // INVALID_ARGUMENT naming the tensor when a value is NaN or Inf.
