@@ -2,11 +2,13 @@
 
 // A statistic sums the observations of one linear in a fixed order: observation by observation,
 // tiles inside one fixed by shape alone, so the result has the same bits for any number of threads,
-// workers and stages. Rows of the table: lib/catalog/statistics.h.
+// workers and stages. Rows of the table: lib/catalog/statistics.h. On the CPU symmetric sums are
+// held as packed triangles all along; on other devices as full squares until Finish.
 
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -38,11 +40,28 @@ class Statistic {
   virtual std::vector<StatisticTensor> Finish() = 0;
 };
 
-// `name`: a row of the statistics catalog. `groups` is ignored where it does not apply.
-// INVALID_ARGUMENT for an unknown name.
+// `name`: a row of the statistics catalog. `groups` is ignored where it does not apply. `pool`
+// (used on the CPU only) must outlive the result. INVALID_ARGUMENT for an unknown name, or groups
+// outside [1, out_features].
 absl::StatusOr<std::unique_ptr<Statistic>> MakeStatistic(std::string_view name,
                                                          int64_t out_features, int64_t in_features,
                                                          int groups, at::Device device,
                                                          ThreadPool* pool);
+
+// What a statistic is made for.
+struct StatisticSetup {
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  int groups = 1;
+  at::Device device = at::kCPU;
+  ThreadPool* pool = nullptr;
+};
+
+// Binds each row of the catalog to its implementation.
+struct StatisticBinding {
+  std::string_view name;
+  std::unique_ptr<Statistic> (*make)(const StatisticSetup& setup);
+};
+std::span<const StatisticBinding> StatisticBindings();
 
 }  // namespace gradq

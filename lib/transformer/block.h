@@ -56,6 +56,7 @@ class CausalAttention : public Attention {
 
  private:
   const ModelGeometry& geometry_;
+  at::Tensor mask_;  // of the sliding window, for the last number of tokens
 };
 
 // Dense linears of a set of blocks.

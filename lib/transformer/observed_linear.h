@@ -4,6 +4,8 @@
 // place every statistic comes from.
 
 #include <functional>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "lib/transformer/block.h"
@@ -21,17 +23,21 @@ struct Observation {
 };
 using Observer = std::function<void(const Observation&)>;
 
+// (block, kind) of the linears that are observed.
+using LinearSet = std::set<std::pair<int, LinearKind>>;
+
 class ObservedLinearOp : public LinearOp {
  public:
-  // The observer runs inside backward (or, with forward_only, inside Apply), on the autograd thread
-  // of the caller's device, one at a time.
+  // The observer runs inside backward (or, with forward_only, inside Apply), on the thread that
+  // calls, one at a time. Only members of `wanted` are observed.
   ObservedLinearOp(const std::vector<BlockWeights>& weights, int first_block, bool forward_only,
-                   Observer observer);
+                   LinearSet wanted, Observer observer);
   at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) override;
 
  private:
   DenseLinearOp dense_;
   bool forward_only_;
+  LinearSet wanted_;
   Observer observer_;
 };
 
