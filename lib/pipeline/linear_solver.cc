@@ -12,8 +12,8 @@
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/catalog/geometry.h"
-#include "lib/format/quantized_linear.h"
 #include "lib/pipeline/tensors.h"
+#include "lib/solvers/layer_problem.h"
 #include "lib/solvers/quantizer.h"
 #include "lib/statistics/statistic.h"
 
@@ -58,11 +58,12 @@ double LossPrice(int64_t sequences, int64_t length) {
 
 absl::StatusOr<SolvedLinear> SolveLinear(const WeightSource& weights, const SolveRecipe& recipe,
                                          const std::string& linear, ChunkReader* statistics,
-                                         const SolveContext& context) {
+                                         ThreadPool* pool, std::function<bool()> cancelled) {
   GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(recipe.method));
   GRADQ_ASSIGN_OR_RETURN(const LinearShape shape, FindLinear(weights.geometry(), linear));
   std::map<std::string, at::Tensor> tensors;
   SolvedLinear solved;
+  const SolveContext context{pool, std::move(cancelled)};
   GRADQ_RETURN_IF_ERROR(CatchTorch(StrCat("solve ", linear), [&]() -> absl::Status {
     GRADQ_ASSIGN_OR_RETURN(tensors, ReadStatistics(statistics));
     // Waiting for the statistics is over; from here on it is numeric work.

@@ -4,17 +4,19 @@
 // The same code in a worker and in a local run. Compute thread.
 
 #include <cstdint>
-#include <optional>
+#include <functional>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "lib/catalog/options.h"
 #include "lib/catalog/quantizers.h"
+#include "lib/format/quantized_linear.h"
 #include "lib/pipeline/chunk.h"
 #include "lib/pipeline/weight_source.h"
-#include "lib/solvers/layer_problem.h"
 
 namespace gradq {
+
+class ThreadPool;
 
 // What a job says of the solve.
 struct SolveRecipe {
@@ -42,8 +44,9 @@ double LossPrice(int64_t sequences, int64_t length);
 // chunk per statistic tensor; nullptr when the method needs none. NOT_FOUND: no such linear;
 // INVALID_ARGUMENT: a statistic is missing or of another size, weights are not finite; CANCELLED;
 // RESOURCE_EXHAUSTED: out of memory; errors of the reader, unchanged.
+// `cancelled` is asked at every column block; may be empty.
 absl::StatusOr<SolvedLinear> SolveLinear(const WeightSource& weights, const SolveRecipe& recipe,
                                          const std::string& linear, ChunkReader* statistics,
-                                         const SolveContext& context);
+                                         ThreadPool* pool, std::function<bool()> cancelled);
 
 }  // namespace gradq
