@@ -6,8 +6,9 @@
 //! gradq_tokenizer_open, so one handle serves several threads.
 
 use std::any::Any;
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{catch_unwind, set_hook, AssertUnwindSafe};
 use std::slice;
+use std::sync::Once;
 
 use tokenizers::Tokenizer;
 
@@ -38,7 +39,11 @@ fn release<T>(mut items: Vec<T>) -> (*mut T, usize, usize) {
 
 fn into_bytes(items: Vec<u8>) -> Bytes {
     let (data, size, capacity) = release(items);
-    Bytes { data, size, capacity }
+    Bytes {
+        data,
+        size,
+        capacity,
+    }
 }
 
 fn panic_text(panic: Box<dyn Any + Send>) -> String {
@@ -57,7 +62,11 @@ fn panic_text(panic: Box<dyn Any + Send>) -> String {
 /// # Safety
 /// `error` is valid for writes.
 unsafe fn guarded(error: *mut Bytes, body: impl FnOnce() -> Result<(), String>) -> i32 {
-    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(panic_text(panic)));
+    // The caller reports the error; the default hook would print a backtrace as if the process had crashed.
+    static SILENCE: Once = Once::new();
+    SILENCE.call_once(|| set_hook(Box::new(|_| {})));
+    let result =
+        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(panic_text(panic)));
     match result {
         Ok(()) => OK,
         Err(text) => {
@@ -89,7 +98,8 @@ pub unsafe extern "C" fn gradq_tokenizer_open(
     error: *mut Bytes,
 ) -> i32 {
     guarded(error, || {
-        let mut tokenizer = Tokenizer::from_bytes(borrowed(json, size)).map_err(|e| e.to_string())?;
+        let mut tokenizer =
+            Tokenizer::from_bytes(borrowed(json, size)).map_err(|e| e.to_string())?;
         tokenizer.with_truncation(None).map_err(|e| e.to_string())?;
         tokenizer.with_padding(None);
         handle.write(Box::into_raw(Box::new(tokenizer)));
@@ -121,9 +131,15 @@ pub unsafe extern "C" fn gradq_tokenizer_encode(
 ) -> i32 {
     guarded(error, || {
         let text = std::str::from_utf8(borrowed(text, size)).map_err(|e| e.to_string())?;
-        let encoding = (*handle).encode_fast(text, add_special_tokens).map_err(|e| e.to_string())?;
+        let encoding = (*handle)
+            .encode_fast(text, add_special_tokens)
+            .map_err(|e| e.to_string())?;
         let (data, size, capacity) = release(encoding.get_ids().to_vec());
-        ids.write(Ids { data, size, capacity });
+        ids.write(Ids {
+            data,
+            size,
+            capacity,
+        });
         Ok(())
     })
 }
@@ -141,8 +157,9 @@ pub unsafe extern "C" fn gradq_tokenizer_decode(
     error: *mut Bytes,
 ) -> i32 {
     guarded(error, || {
-        let decoded =
-            (*handle).decode(borrowed(ids, size), skip_special_tokens).map_err(|e| e.to_string())?;
+        let decoded = (*handle)
+            .decode(borrowed(ids, size), skip_special_tokens)
+            .map_err(|e| e.to_string())?;
         text.write(into_bytes(decoded.into_bytes()));
         Ok(())
     })
