@@ -15,8 +15,8 @@ namespace gradq {
 
 class ChildProcess {
  public:
-  // Starts `binary`: a path, or a name beside this executable. stdout and stderr are appended to `log_path`.
-  // UNAVAILABLE naming the binary.
+  // Starts `binary`: a path, or a name beside this executable. stdout and stderr are appended to
+  // `log_path`. UNAVAILABLE naming the binary.
   static absl::StatusOr<ChildProcess> Start(const std::string& binary,
                                             std::vector<std::string> arguments,
                                             std::string log_path);

@@ -102,7 +102,7 @@ absl::Status RunQuantize(const QuantizeFlags& flags) {
   const absl::Time end = absl::Now();
   GRADQ_ASSIGN_OR_RETURN(const std::vector<v1::Task> tasks, client.Tasks(job.name()));
   if (flags.json) {
-    std::printf("%s\n", QuantizeJson(job, end - start).c_str());
+    std::printf("%s\n", QuantizeJson(job).c_str());
   } else {
     std::printf("%s", QuantizeTable(job, end - start, IdleShare(tasks, start, end)).c_str());
   }

@@ -44,7 +44,11 @@ std::string FormatBytes(double bytes) {
 
 std::string ComparisonJson(const v1::Comparison& comparison) { return ToJson(comparison).dump(); }
 
-std::string QuantizeJson(const v1::Job& job, absl::Duration wall) {
+absl::Duration JobDuration(const v1::Job& job) {
+  return ToTime(job.end_time()) - ToTime(job.create_time());
+}
+
+std::string QuantizeJson(const v1::Job& job) {
   const v1::JobProgress& progress = job.progress();
   ordered_json phases = ordered_json::object();
   for (const auto& [name, seconds] :
@@ -53,7 +57,7 @@ std::string QuantizeJson(const v1::Job& job, absl::Duration wall) {
   }
   ordered_json result = {{"job", job.name()},
                          {"output", job.artifact_path()},
-                         {"seconds", absl::ToDoubleSeconds(wall)},
+                         {"seconds", absl::ToDoubleSeconds(JobDuration(job))},
                          {"phases", phases},
                          {"predicted_loss_increase", nullptr},
                          {"average_bits", progress.average_bits()},

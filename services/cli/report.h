@@ -10,8 +10,13 @@
 
 namespace gradq {
 
-// {job, output, seconds, phases, predicted_loss_increase, average_bits, bytes, evaluation}
-std::string QuantizeJson(const v1::Job& job, absl::Duration wall);
+// From submission to the terminal state, by the coordinator's clock; without evaluation that is the
+// artifact's rename.
+absl::Duration JobDuration(const v1::Job& job);
+
+// {job, output, seconds, phases, predicted_loss_increase, average_bits, bytes, evaluation}; seconds
+// are JobDuration.
+std::string QuantizeJson(const v1::Job& job);
 
 // Original and quantized perplexity, KL, agreement, bytes, predicted and measured loss increase,
 // seconds per phase.

@@ -1,5 +1,5 @@
-// The artifact's bytes do not depend on workers, stages, threads or killed processes: the promise users get from design "Numbers do not
-// depend on the schedule", checked on the real binaries.
+// The artifact's bytes do not depend on workers, stages, threads or killed processes: the promise
+// users get from design "Numbers do not depend on the schedule", checked on the real binaries.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,20 +18,25 @@ namespace {
 
 constexpr absl::Duration kLimit = absl::Minutes(3);
 
-std::string Fixture(const std::string& file) { return StrCat(GRADQ_FIXTURES, "/docs-llama-6m", file); }
+std::string Fixture(const std::string& file) {
+  return StrCat(GRADQ_FIXTURES, "/docs-llama-6m", file);
+}
 
 std::vector<std::string> JobArguments(const std::vector<std::string>& more) {
-  std::vector<std::string> arguments = {"--model",     Fixture(""), "--calibration", Fixture("/calibration.txt"),
-                                        "--sequences", "16",        "--length",      "256",
-                                        "--bits",      "3",         "--iterations",  "2",
-                                        "--cycles",    "2",         "--json"};
+  std::vector<std::string> arguments = {
+      "--model",     Fixture(""), "--calibration", Fixture("/calibration.txt"),
+      "--sequences", "16",        "--length",      "256",
+      "--bits",      "3",         "--iterations",  "2",
+      "--cycles",    "2",         "--json"};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
 }
 
 class ArtifactIdentity : public testing::Test {
  protected:
-  static std::string Folder(const std::string& name) { return StrCat(testing::TempDir(), "/gradq-identity-", name); }
+  static std::string Folder(const std::string& name) {
+    return StrCat(testing::TempDir(), "/gradq-identity-", name);
+  }
 
   // Runs a job to its end and gives the listing of its artifact.
   static std::string Run(const std::string& name, const std::vector<std::string>& more) {
@@ -65,7 +70,9 @@ TEST_F(ArtifactIdentity, AnyStages) {
   EXPECT_EQ(Run("stages3", {"--workers", "2", "--stages", "3"}), Reference());
 }
 
-TEST_F(ArtifactIdentity, AnyThreads) { EXPECT_EQ(Run("threads2", {"--workers", "1", "--threads", "2"}), Reference()); }
+TEST_F(ArtifactIdentity, AnyThreads) {
+  EXPECT_EQ(Run("threads2", {"--workers", "1", "--threads", "2"}), Reference());
+}
 
 struct Kill {
   std::string phase;  // first word of the task's name
@@ -74,12 +81,14 @@ struct Kill {
 
 class ArtifactAfterKill : public ArtifactIdentity, public testing::WithParamInterface<Kill> {};
 
-// Kills the worker that runs a task of the phase, sees that the task's attempt was lost, and compares the result.
+// Kills the worker that runs a task of the phase, sees that the task's attempt was lost, and
+// compares the result.
 TEST_P(ArtifactAfterKill, SameBytes) {
   const auto& [phase, workers] = GetParam();
   const std::string folder = Folder(StrCat("kill-", phase, "-", workers));
   RemoveRecursively(folder).IgnoreError();
-  QuantizeRun run = QuantizeRun::Start(folder, JobArguments({"--workers", StrCat(workers), "--stages", "2"}));
+  QuantizeRun run =
+      QuantizeRun::Start(folder, JobArguments({"--workers", StrCat(workers), "--stages", "2"}));
 
   std::string victim_task;
   bool attempt_lost = false;
@@ -105,9 +114,11 @@ TEST_P(ArtifactAfterKill, SameBytes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Phases, ArtifactAfterKill,
-                         testing::Values(Kill{"forward", 1}, Kill{"backward", 1}, Kill{"solve", 1}, Kill{"forward", 2},
-                                         Kill{"backward", 2}, Kill{"solve", 2}),
-                         [](const auto& info) { return StrCat(info.param.phase, "_", info.param.workers); });
+                         testing::Values(Kill{"forward", 1}, Kill{"backward", 1}, Kill{"solve", 1},
+                                         Kill{"forward", 2}, Kill{"backward", 2}, Kill{"solve", 2}),
+                         [](const auto& info) {
+                           return StrCat(info.param.phase, "_", info.param.workers);
+                         });
 
 }  // namespace
 }  // namespace gradq

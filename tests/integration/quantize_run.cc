@@ -43,11 +43,14 @@ int ParentOf(int pid) {
 
 }  // namespace
 
-QuantizeRun QuantizeRun::Start(const std::string& folder, const std::vector<std::string>& arguments) {
+QuantizeRun QuantizeRun::Start(const std::string& folder,
+                               const std::vector<std::string>& arguments) {
   GRADQ_CHECK(MakeFolders(folder + "/work").ok());
-  std::vector<std::string> all = {"quantize", "--output", folder + "/out", "--work-dir", folder + "/work"};
+  std::vector<std::string> all = {"quantize", "--output", folder + "/out", "--work-dir",
+                                  folder + "/work"};
   all.insert(all.end(), arguments.begin(), arguments.end());
-  absl::StatusOr<ChildProcess> process = ChildProcess::Start(GRADQ_BIN "/gradq", all, folder + "/log");
+  absl::StatusOr<ChildProcess> process =
+      ChildProcess::Start(GRADQ_BIN "/gradq", all, folder + "/log");
   GRADQ_CHECK(process.ok());
   return QuantizeRun(folder, *std::move(process));
 }
@@ -69,7 +72,8 @@ int QuantizeRun::Wait(absl::Duration timeout) {
 std::vector<v1::Task> QuantizeRun::Tasks() {
   if (!client_.has_value()) {
     for (const auto& entry : fs::directory_iterator(folder_ + "/work")) {
-      const absl::StatusOr<std::string> port = ReadFile(entry.path().string() + "/coordinator.port");
+      const absl::StatusOr<std::string> port =
+          ReadFile(entry.path().string() + "/coordinator.port");
       if (!port.ok()) continue;
       absl::StatusOr<JobClient> client =
           JobClient::Connect(port->substr(0, port->find('\n')), false, absl::Seconds(5));
@@ -114,7 +118,8 @@ std::string ArtifactListing(const std::string& folder) {
   GRADQ_CHECK(entries.ok());
   for (const FolderEntry& entry : *entries) {
     if (entry.name == "report.json") continue;
-    listing += StrCat(entry.name, " ", Sha256Hex((*opened)->ReadAll(entry.name, int64_t{1} << 32).value()), "\n");
+    listing += StrCat(entry.name, " ",
+                      Sha256Hex((*opened)->ReadAll(entry.name, int64_t{1} << 32).value()), "\n");
   }
   return listing;
 }

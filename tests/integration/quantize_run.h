@@ -1,7 +1,8 @@
 #pragma once
 
-// Runs the real `gradq quantize` and looks inside while it runs: its coordinator through the port file in the work folder, its servers
-// through /proc. Used by the integration tests; one run at a time per object.
+// Runs the real `gradq quantize` and looks inside while it runs: its coordinator through the port
+// file in the work folder, its servers through /proc. Used by the integration tests; one run at a
+// time per object.
 
 #include <memory>
 #include <optional>
@@ -18,7 +19,8 @@ namespace gradq {
 
 class QuantizeRun {
  public:
-  // `folder` is private to the run: output "<folder>/out", log "<folder>/log", temporary files below it.
+  // `folder` is private to the run: output "<folder>/out", log "<folder>/log", temporary files
+  // below it.
   static QuantizeRun Start(const std::string& folder, const std::vector<std::string>& arguments);
 
   // The exit code; 128 + signal for a signalled process; kills it and gives -1 after `timeout`.
@@ -37,7 +39,8 @@ class QuantizeRun {
   std::string Log() const;
 
  private:
-  QuantizeRun(std::string folder, ChildProcess process) : folder_(std::move(folder)), process_(std::move(process)) {}
+  QuantizeRun(std::string folder, ChildProcess process)
+      : folder_(std::move(folder)), process_(std::move(process)) {}
   std::string folder_;
   ChildProcess process_;
   std::optional<JobClient> client_;
