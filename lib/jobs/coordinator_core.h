@@ -57,7 +57,8 @@ struct NewJob {
 // What the service must do after a call; take them with TakeActions.
 struct StartAssemble {
   std::string job;
-  // The rename had been allowed before a restart: what stands at the output may be this job's own artifact.
+  // The rename had been allowed before a restart: what stands at the output may be this job's own
+  // artifact.
   bool may_be_renamed = false;
 };
 struct RemoveJobData {  // cancelled or failed before the artifact: staged shards may go
@@ -85,9 +86,11 @@ class CoordinatorCore {
   // ALREADY_EXISTS: request_id was used for another body. The same body returns the same job.
   // RESOURCE_EXHAUSTED: queue full.
   virtual absl::StatusOr<v1::Job> CreateJob(Now now, const NewJob& job) = 0;
-  // The job an earlier CreateJob with this request_id made; nullopt when there is none. Lets the service answer a resent request before it
-  // checks that the output is free. ALREADY_EXISTS as CreateJob; `spec` is resolved in the same way.
-  virtual absl::StatusOr<std::optional<v1::Job>> FindRequest(std::string_view request_id, const v1::JobSpec& spec) const = 0;
+  // The job an earlier CreateJob with this request_id made; nullopt when there is none. Lets the
+  // service answer a resent request before it checks that the output is free. ALREADY_EXISTS as
+  // CreateJob; `spec` is resolved in the same way.
+  virtual absl::StatusOr<std::optional<v1::Job>> FindRequest(std::string_view request_id,
+                                                             const v1::JobSpec& spec) const = 0;
   virtual absl::StatusOr<v1::Job> GetJob(std::string_view name) const = 0;
   virtual absl::StatusOr<v1::ListJobsResponse> ListJobs(
       const v1::ListJobsRequest& request) const = 0;

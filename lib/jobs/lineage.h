@@ -1,0 +1,67 @@
+#pragma once
+
+// What a job still needs, what a lost worker took with it, and what may be freed. Whether a stage
+// task is to run is not remembered but derived, from shards that are durable and lanes that are
+// alive, after every event; so no order of losses can leave it wrong. Pure functions of a JobState:
+// they change it and return what the core must tell workers and the store.
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lib/jobs/job_state.h"
+
+namespace gradq {
+
+// An attempt that must stop: an input died under it, or nobody needs it any more.
+struct StoppedAttempt {
+  int task = -1;
+  int64_t attempt = 0;
+  std::string session;
+  std::string reason;
+};
+
+struct FreedLane {
+  std::string session;
+  v1::StreamName stream;
+};
+
+struct SettleResult {
+  std::vector<StoppedAttempt> stopped;
+  std::vector<FreedLane> freed;
+  std::vector<int> reopened;  // SUCCEEDED before, PENDING now
+  std::vector<int> changed;   // tasks whose record changed (the above included)
+};
+
+// Drops every lane of the session. Returns the tasks it was running (states untouched).
+std::vector<int> DropSession(JobState* job, std::string_view session);
+
+// Drops one lane if it is the live one; lane "" drops all of the attempt. False when nothing
+// matched.
+bool DropLane(JobState* job, const v1::StreamName& stream);
+
+// Ends a running attempt without a result: the task is PENDING, its stream is gone.
+void EndAttempt(JobState* job, int task);
+
+// An attempt of a RunStage task succeeded: its stream is complete, its statistics exist.
+void CompleteStage(JobState* job, int task, const std::string& session, SettleResult* result);
+
+// Brings the RunStage tasks of a RUNNING job into the state their consumers ask for.
+void Settle(JobState* job, SettleResult* result);
+
+// True while a running attempt may still read its inputs.
+bool LacksChunks(const JobState& job, const TaskState& task);
+
+// What a running attempt reads, as it was leased and as far as it is alive.
+struct LiveInputs {
+  const Stream* activations = nullptr;
+  const Stream* gradients = nullptr;
+  const Stream* statistic = nullptr;
+  bool complete = true;  // false: one it needs is gone
+};
+LiveInputs InputsOf(const JobState& job, const TaskState& task);
+
+// The stage task is running or must run for its statistics or for a reader.
+bool WillRead(const JobState& job, const TaskState& task);
+
+}  // namespace gradq
