@@ -14,6 +14,12 @@
 
 namespace gradq {
 
+// Version of FORMAT.md that is written and the newest that is read.
+inline constexpr int kArtifactVersion = 1;
+
+// The tensors of a checkpoint that an artifact keeps as they are.
+std::vector<TensorShape> DenseTensorsOf(const ModelGeometry& geometry);
+
 struct ArtifactSummary {
   int64_t bytes = 0;        // of all files
   double average_bits = 0;  // over quantized weights
@@ -26,14 +32,17 @@ struct ArtifactInputs {
   // under "recipe".
   std::string recipe_json;
   std::string numerics_class;
-  // Shard bytes by linear name; called once per linear, in checkpoint order.
+  // Shard bytes by linear name, the same at every call. Called twice per linear, in checkpoint
+  // order: for the sizes and records that headers need, then for the bytes. That everything is
+  // checked before the first byte is written is worth the second read.
   std::function<absl::StatusOr<std::string>(const std::string& linear)> read_shard;
   // Largest safetensors file, bytes.
   int64_t file_limit = int64_t{4} << 30;
 };
 
 // Writes every file of the artifact except report.json into `folder` (an AtomicFolder's staging).
-// One linear and one tensor in memory at a time.
+// One linear or one slice of a tensor in memory at a time. INVALID_ARGUMENT when a shard
+// contradicts the original's geometry; RESOURCE_EXHAUSTED when the disk is full.
 absl::StatusOr<ArtifactSummary> WriteArtifact(const ArtifactInputs& inputs,
                                               const std::string& folder);
 

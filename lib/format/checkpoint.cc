@@ -92,8 +92,10 @@ class FolderCheckpoint : public Checkpoint {
     for (const TensorShape& expected : TensorsOf(geometry_)) {
       const absl::StatusOr<TensorInfo> tensor = weights_.Find(expected.name);
       if (!tensor.ok()) {
-        return absl::InvalidArgumentError(
-            StrCat(weights_.files().front(), ": tensor missing: ", expected.name));
+        return absl::InvalidArgumentError(StrCat(weights_.files().size() == 1
+                                                     ? std::string_view(weights_.files().front())
+                                                     : kWeightIndexFile,
+                                                 ": tensor missing: ", expected.name));
       }
       if (tensor->shape != expected.shape) {
         return absl::InvalidArgumentError(
