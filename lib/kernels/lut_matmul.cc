@@ -1,8 +1,9 @@
 #include "lib/kernels/lut_matmul.h"
 
-#include <hwy/aligned_allocator.h>
+#include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "lib/base/status_macros.h"
@@ -13,6 +14,7 @@ namespace {
 
 // Vectors of the tail read at most one vector beyond a row.
 constexpr int64_t kPadBytes = 64;
+constexpr int64_t kHugePage = int64_t{2} << 20;
 
 // Words per lane of a block: 3-bit codes fill whole words only in threes. 0: this width is not
 // blocked.
@@ -55,17 +57,20 @@ void TransposeBlock(const uint32_t* canonical, int bits, uint32_t* lanes) {
 
 template <typename T>
 T* Allocate(int64_t count) {
-  void* memory = hwy::AllocateAlignedBytes(count * sizeof(T) + kPadBytes, nullptr, nullptr);
+  const int64_t bytes = count * int64_t{sizeof(T)} + kPadBytes;
+  // Reading codes in order touches a new page every few hundred nanoseconds: large ones save most
+  // of the page walks.
+  const bool huge = bytes >= 4 * kHugePage;
+  void* memory = std::aligned_alloc(huge ? kHugePage : 64, (bytes + 63) / 64 * 64);
   GRADQ_CHECK(memory != nullptr);
+  if (huge) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   std::memset(static_cast<char*>(memory) + count * sizeof(T), 0, kPadBytes);
   return static_cast<T*>(memory);
 }
 
 }  // namespace
 
-void LutMatrix::Free::operator()(void* memory) const {
-  hwy::FreeAlignedBytes(memory, nullptr, nullptr);
-}
+void LutMatrix::Free::operator()(void* memory) const { std::free(memory); }
 
 LutMatrix::LutMatrix(std::span<const uint32_t> packed, std::span<const uint16_t> lut,
                      int64_t out_features, int64_t in_features, int bits, ThreadPool* pool)

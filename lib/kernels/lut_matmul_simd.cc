@@ -2,9 +2,12 @@
 // to 16 (8) entries lives in one register and a permutation looks up 16 (8) codes at once; it reads
 // only the lowest 4 (3) bits of each index, so codes are shifted but never masked.
 
+#include <hwy/aligned_allocator.h>
+
 #include <algorithm>
 #include <cstring>
 
+#include "lib/base/status_macros.h"
 #include "lib/kernels/lut_matmul.h"
 
 // Machines without AVX2 take the plain loops; no vector code is made for them.
@@ -33,6 +36,7 @@ constexpr int kParts = static_cast<int>(LutMatrix::kLanes) / kVector;
 // Independent sums per output, to cover the latency of the fused multiply-add. The same for every
 // batch: an output must not depend on it.
 constexpr int kSums = 4;
+constexpr int64_t kPrefetchBytes = 4096;
 // Rows of x that share one pass over the codes, as many as the registers hold sums for.
 constexpr int kGroup = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 
@@ -154,6 +158,12 @@ class StoreSink {
   float* out_;
 };
 
+// Decoding is slow enough to leave too few loads in flight for the memory's latency, and the
+// machine's own prefetcher stops at pages. Beyond the matrix it reads nothing and faults nowhere.
+HWY_INLINE void Prefetch(const uint32_t* words) {
+  __builtin_prefetch(words + kPrefetchBytes / sizeof(uint32_t));
+}
+
 // Codes kFirst, kFirst + 1, ... kLast - 1 of each lane of `words`, the first at bit kShift.
 template <int kBits, int kFirst, int kLast, int kShift, class Sink>
 HWY_INLINE void UseWord(const RowTable<kBits>& table, VU words, int64_t column, Sink& sink) {
@@ -180,6 +190,8 @@ HWY_INLINE void DecodeBlocks(const RowTable<kBits>& table, const uint32_t* words
       for (int part = 0; part < kParts; ++part) {
         const uint32_t* from = words + part * kVector;
         const int64_t at = column + part * kVector;
+        if (part == 0)
+          for (int w = 0; w < 3; ++w) Prefetch(words + w * LutMatrix::kLanes);
         const VU w0 = hn::LoadU(U(), from);
         const VU w1 = hn::LoadU(U(), from + LutMatrix::kLanes);
         const VU w2 = hn::LoadU(U(), from + 2 * LutMatrix::kLanes);
@@ -196,6 +208,7 @@ HWY_INLINE void DecodeBlocks(const RowTable<kBits>& table, const uint32_t* words
     constexpr int kCodes = 32 / kBits;
     for (int64_t column = 0; column < columns;
          column += kCodes * LutMatrix::kLanes, words += LutMatrix::kLanes) {
+      Prefetch(words);
       for (int part = 0; part < kParts; ++part) {
         UseWord<kBits, 0, kCodes, 0>(table, hn::LoadU(U(), words + part * kVector),
                                      column + part * kVector, sink);
@@ -235,25 +248,25 @@ HWY_INLINE void DecodeRow(const LutMatrix& matrix, int64_t r, Sink& sink) {
 
 template <int kBits, int kRows>
 HWY_INLINE void DotRows(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
-                        float* y) {
+                        int64_t x_stride, float* y) {
   for (int64_t r = begin; r < end; ++r) {
-    DotSink<kRows> sink(x, matrix.in_features());
+    DotSink<kRows> sink(x, x_stride);
     DecodeRow<kBits>(matrix, r, sink);
     for (int b = 0; b < kRows; ++b) y[b * matrix.out_features() + r] = sink.Total(b);
   }
 }
 
 template <int kBits>
-void Dot(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t batch,
-         float* y) {
+void Dot(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t x_stride,
+         int64_t batch, float* y) {
+  const int64_t y_stride = matrix.out_features();
   int64_t b = 0;
   for (; b + kGroup <= batch; b += kGroup) {
-    DotRows<kBits, kGroup>(matrix, begin, end, x + b * matrix.in_features(),
-                           y + b * matrix.out_features());
+    DotRows<kBits, kGroup>(matrix, begin, end, x + b * x_stride, x_stride, y + b * y_stride);
   }
-  for (; b < batch; ++b)
-    DotRows<kBits, 1>(matrix, begin, end, x + b * matrix.in_features(),
-                      y + b * matrix.out_features());
+  for (; b < batch; ++b) {
+    DotRows<kBits, 1>(matrix, begin, end, x + b * x_stride, x_stride, y + b * y_stride);
+  }
 }
 
 template <int kBits>
@@ -264,25 +277,25 @@ void Dequantize(const LutMatrix& matrix, int64_t begin, int64_t end, float* out)
   }
 }
 
-void DotAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t batch,
-                float* y) {
+void DotAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
+                int64_t x_stride, int64_t batch, float* y) {
   switch (matrix.bits()) {
     case 1:
-      return Dot<1>(matrix, begin, end, x, batch, y);
+      return Dot<1>(matrix, begin, end, x, x_stride, batch, y);
     case 2:
-      return Dot<2>(matrix, begin, end, x, batch, y);
+      return Dot<2>(matrix, begin, end, x, x_stride, batch, y);
     case 3:
-      return Dot<3>(matrix, begin, end, x, batch, y);
+      return Dot<3>(matrix, begin, end, x, x_stride, batch, y);
     case 4:
-      return Dot<4>(matrix, begin, end, x, batch, y);
+      return Dot<4>(matrix, begin, end, x, x_stride, batch, y);
     case 5:
-      return Dot<5>(matrix, begin, end, x, batch, y);
+      return Dot<5>(matrix, begin, end, x, x_stride, batch, y);
     case 6:
-      return Dot<6>(matrix, begin, end, x, batch, y);
+      return Dot<6>(matrix, begin, end, x, x_stride, batch, y);
     case 7:
-      return Dot<7>(matrix, begin, end, x, batch, y);
+      return Dot<7>(matrix, begin, end, x, x_stride, batch, y);
     case 8:
-      return Dot<8>(matrix, begin, end, x, batch, y);
+      return Dot<8>(matrix, begin, end, x, x_stride, batch, y);
   }
 }
 
@@ -321,9 +334,11 @@ uint32_t Sum(const uint32_t* words, int64_t count) {
 
 #else
 
-void DotAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t batch,
-                float* y) {
-  LutMatmulReference(matrix, begin, end, x, batch, y);
+void DotAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
+                int64_t x_stride, int64_t batch, float* y) {
+  for (int64_t b = 0; b < batch; ++b) {
+    LutMatmulReference(matrix, begin, end, x + b * x_stride, 1, y + b * matrix.out_features());
+  }
 }
 
 void DequantizeAnyBits(const LutMatrix& matrix, int64_t begin, int64_t end, float* out) {
@@ -367,9 +382,21 @@ void ForTiles(int64_t begin, int64_t end, int64_t work, ThreadPool* pool, const 
 }  // namespace
 
 void LutMatmul(const LutMatrix& matrix, const float* x, int64_t batch, float* y, ThreadPool* pool) {
+  const int64_t in = matrix.in_features();
+  // A vector that crosses cache lines costs two loads, and x is loaded once per row of weights.
+  constexpr int64_t kLine = 64 / sizeof(float);
+  const int64_t stride = (in + kLine - 1) / kLine * kLine;
+  const bool copy = reinterpret_cast<uintptr_t>(x) % 64 != 0 || (batch > 1 && stride != in);
+  hwy::AlignedFreeUniquePtr<float[]> aligned;
+  if (copy) {
+    aligned = hwy::AllocateAligned<float>(static_cast<size_t>(batch * stride));
+    GRADQ_CHECK(aligned != nullptr);
+    for (int64_t b = 0; b < batch; ++b) std::copy_n(x + b * in, in, aligned.get() + b * stride);
+  }
+  const float* rows = copy ? aligned.get() : x;
   const auto run = HWY_DYNAMIC_DISPATCH(DotAnyBits);
-  ForTiles(0, matrix.out_features(), matrix.out_features() * matrix.in_features() * batch, pool,
-           [&](int64_t begin, int64_t end) { run(matrix, begin, end, x, batch, y); });
+  ForTiles(0, matrix.out_features(), matrix.out_features() * in * batch, pool,
+           [&](int64_t begin, int64_t end) { run(matrix, begin, end, rows, stride, batch, y); });
 }
 
 void DequantizeLutRows(const LutMatrix& matrix, int64_t begin, int64_t end, float* out,

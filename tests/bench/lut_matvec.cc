@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "lib/base/thread_pool.h"
 #include "lib/kernels/lut_matmul.h"
 
@@ -131,7 +132,7 @@ int Main(int argc, char** argv) {
     hwy::SetSupportedTargetsForTest(options.target);
   }
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  ThreadPool pool(options.threads);
+  ThreadPool pool(options.threads, absl::Microseconds(200));  // as inference decodes
   const int64_t best = hwy::SupportedTargets() & -hwy::SupportedTargets();
   std::printf("lut_matvec 4096 x 4096, batch 1, %d threads, %s, last-level cache %lld MiB\n",
               options.threads, hwy::TargetName(best),
