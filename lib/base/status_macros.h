@@ -23,10 +23,12 @@
 
 #define GRADQ_ASSIGN_OR_RETURN(target, expression) \
   GRADQ_ASSIGN_OR_RETURN_INNER(GRADQ_CONCAT(gradq_or_, __LINE__), target, expression)
+// NOLINTBEGIN(bugprone-macro-parentheses): `target` may be a declaration, which takes none.
 #define GRADQ_ASSIGN_OR_RETURN_INNER(or_value, target, expression) \
   auto or_value = (expression);                                    \
   if (!or_value.ok()) return std::move(or_value).status();         \
   target = *std::move(or_value)
+// NOLINTEND(bugprone-macro-parentheses)
 
 // A broken invariant of our own; never for data from outside.
 #define GRADQ_CHECK(condition)                                                           \

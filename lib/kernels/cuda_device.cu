@@ -1,9 +1,10 @@
+#include "lib/kernels/cuda_device.h"
+
 #include <cuda_runtime.h>
 
 #include "absl/status/status.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
-#include "lib/kernels/cuda_device.h"
 
 namespace gradq::kernels {
 namespace {
