@@ -42,6 +42,7 @@ absl::Status ReadAll(int fd, std::span<std::byte> out, int64_t offset, const std
 }
 
 bool Matches(const StreamKey& pattern, const StreamKey& key) {
+  if (pattern.job.empty()) return true;
   if (key.job != pattern.job) return false;
   if (pattern.task.empty()) return true;
   if (key.round != pattern.round || key.task != pattern.task || key.attempt != pattern.attempt) {

@@ -130,40 +130,36 @@ absl::Status Session::Register(absl::Duration total) {
       });
 }
 
-absl::Status Session::Reregister(const std::string& stale) {
-  std::lock_guard lock(register_mutex_);
-  if (id() != stale) return absl::OkStatus();
-  LogWarning("session is unknown to the coordinator, registering again: ", stale);
-  return Register(kForever);
-}
-
 absl::Status Session::Run() {
-  {
-    std::lock_guard lock(register_mutex_);
-    const absl::Status registered = Register(options_.connect_timeout);
-    if (draining_) return absl::OkStatus();
-    if (absl::IsUnavailable(registered)) {
-      return absl::DeadlineExceededError(
-          StrCat("coordinator not reachable: ", options_.coordinator, ", ",
-                 absl::FormatDuration(options_.connect_timeout), ": ", registered.message()));
-    }
-    GRADQ_RETURN_IF_ERROR(registered);
+  const absl::Status registered = Register(options_.connect_timeout);
+  if (draining_) return absl::OkStatus();
+  if (absl::IsUnavailable(registered)) {
+    return absl::DeadlineExceededError(StrCat("coordinator not reachable: ", options_.coordinator,
+                                              ", ", absl::FormatDuration(options_.connect_timeout),
+                                              ": ", registered.message()));
   }
+  GRADQ_RETURN_IF_ERROR(registered);
   heartbeat_ = std::thread([this] { HeartbeatLoop(); });
 
   absl::Duration backoff = absl::Milliseconds(100);
   absl::Status ended = absl::OkStatus();
   while (!draining_) {
-    const std::string session = id();
     absl::StatusOr<std::optional<v1::Lease>> lease = PollLease();
     if (draining_ && (!lease.ok() || !lease->has_value())) break;
     if (lease.ok()) {
       backoff = absl::Milliseconds(100);
-      if (lease->has_value()) Execute(**std::move(lease));
+      if (lease->has_value()) {
+        Execute(**std::move(lease));
+      } else {
+        handler_->Idle();
+      }
       continue;
     }
     if (absl::IsNotFound(lease.status())) {
-      ended = Reregister(session);
+      LogWarning("session is unknown to the coordinator, registering again: ", id());
+      // With the session went its streams: no lease will ever name them.
+      handler_->SessionLost();
+      ended = Register(kForever);
       if (!ended.ok() && !draining_) break;
       ended = absl::OkStatus();
       continue;
@@ -218,6 +214,11 @@ void Session::Execute(v1::Lease lease) {
     if (draining_ && !handler_->FinishesInDrain(attempt->lease())) attempt->Stop("worker drains");
     wake_.notify_all();
   }
+  if (attempt->lease().freed_size() > 0) {
+    v1::HeartbeatResponse orders;
+    *orders.mutable_freed() = attempt->lease().freed();
+    handler_->Orders(orders);
+  }
   LogInfo("task begins: ", attempt->lease().task(), ", attempt ", attempt->lease().attempt());
   const absl::Duration started = options_.clock->Monotonic();
   const TaskOutcome outcome = handler_->Run(*attempt);
@@ -246,30 +247,25 @@ bool Session::Finish(const Attempt& attempt, const TaskOutcome& outcome) {
   request.set_code(static_cast<int>(outcome.status.code()));
   request.set_message(std::string(outcome.status.message().substr(0, kMaxMessage)));
   *request.mutable_result() = outcome.result;
-  while (true) {
-    const std::string session = id();
-    request.set_session(session);
-    // A result is worth waiting for: the heartbeat thread goes on renewing the lease meanwhile. In
-    // a drain the patience has an end.
-    const absl::Status status = RetryUnavailable(
-        draining_ ? options_.drain_grace : kForever,
-        [&] {
-          return draining_ && options_.clock->Monotonic() - drain_started_ > options_.drain_grace;
-        },
-        [&] {
-          grpc::ClientContext context;
-          SetDeadline(context, kUnaryDeadline);
-          v1::FinishTaskResponse response;
-          return AsUnavailable(FromGrpc(control_->FinishTask(&context, request, &response)));
-        });
-    if (status.ok()) return true;
-    if (absl::IsNotFound(status) && !draining_ && Reregister(session).ok()) {
-      if (id() != session) continue;
-    }
-    LogWarning("result was not accepted: ", attempt.lease().task(), ", attempt ",
-               attempt.lease().attempt(), ": ", status.message());
-    return false;
-  }
+  request.set_session(id());
+  for (const v1::StreamName& lost : outcome.lost_inputs) *request.add_lost_inputs() = lost;
+  // A result is worth waiting for: the heartbeat thread goes on renewing the lease meanwhile. In a
+  // drain the patience has an end.
+  const absl::Status status = RetryUnavailable(
+      kForever,
+      [&] {
+        return draining_ && options_.clock->Monotonic() - drain_started_ > options_.drain_grace;
+      },
+      [&] {
+        grpc::ClientContext context;
+        SetDeadline(context, kUnaryDeadline);
+        v1::FinishTaskResponse response;
+        return AsUnavailable(FromGrpc(control_->FinishTask(&context, request, &response)));
+      });
+  if (status.ok()) return true;
+  LogWarning("result was not accepted: ", attempt.lease().task(), ", attempt ",
+             attempt.lease().attempt(), ": ", status.message());
+  return false;
 }
 
 void Session::HeartbeatLoop() {
@@ -326,15 +322,14 @@ bool Session::Beat() {
   SetDeadline(context, deadline);
   v1::HeartbeatResponse response;
   const absl::Status status = FromGrpc(control_->Heartbeat(&context, request, &response));
-  if (absl::IsNotFound(status)) {
-    // The work goes on: a coordinator that restarted knows its attempts, and says so if it does
-    // not.
-    return Reregister(request.session()).ok();
-  }
   if (!status.ok()) {
-    LogWarning("heartbeat is not answered: ", status.message());
+    // Also when the session is unknown: a coordinator that restarted still takes the result of the
+    // running attempt, so it goes on as long as its lease may; the next LeaseTask registers again.
+    if (!silent_ && !draining_) LogWarning("heartbeat is not answered: ", status.message());
+    silent_ = true;
     return false;
   }
+  silent_ = false;
   {
     std::lock_guard lock(mutex_);
     if (id_ == request.session()) renewed_ = sent;
@@ -383,7 +378,10 @@ void Session::AnnounceDrain() {
   grpc::ClientContext context;
   SetDeadline(context, absl::Seconds(2));
   const absl::Status status = FromGrpc(control_->DrainWorker(&context, request, &response));
-  if (!status.ok()) LogWarning("drain was not announced: ", status.message());
+  // The session of a worker that leaves ends with its last task.
+  if (!status.ok() && !absl::IsNotFound(status)) {
+    LogWarning("drain was not announced: ", status.message());
+  }
 }
 
 absl::Status Session::UploadOnce(const Attempt& attempt, std::string_view sha256,
@@ -422,14 +420,7 @@ absl::Status Session::WriteShard(const Attempt& attempt, std::string_view sha256
                                  std::string_view bytes) {
   return RetryUnavailable(
       kBulkPatience, [&] { return attempt.stopped(); },
-      [&]() -> absl::Status {
-        const std::string session = id();
-        absl::Status status = UploadOnce(attempt, sha256, bytes);
-        if (absl::IsNotFound(status) && Reregister(session).ok() && id() != session) {
-          return UploadOnce(attempt, sha256, bytes);
-        }
-        return status;
-      });
+      [&] { return UploadOnce(attempt, sha256, bytes); });
 }
 
 FetchRange Session::ModelReader(std::string job) {

@@ -15,6 +15,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -69,6 +70,8 @@ struct TaskOutcome {
   v1::FinishTaskRequest::Outcome outcome = v1::FinishTaskRequest::OUTCOME_UNSPECIFIED;
   absl::Status status;  // of a failure
   v1::TaskResult result;
+  // INPUT_LOST: the streams that could not be read.
+  std::vector<v1::StreamName> lost_inputs;
 };
 
 class LeaseHandler {
@@ -81,7 +84,12 @@ class LeaseHandler {
   virtual void Finished(const v1::Lease& /*lease*/, bool /*kept*/) {}
   // True when a drain should let the running task end by itself.
   virtual bool FinishesInDrain(const v1::Lease& /*lease*/) { return true; }
-  // Freed streams and accepted read tokens. Heartbeat thread.
+  // The coordinator does not know the session any more, nor any stream made in it. Compute thread.
+  virtual void SessionLost() {}
+  // Nothing to do for a whole poll. Compute thread.
+  virtual void Idle() {}
+  // Freed streams and accepted read tokens. Heartbeat thread; freed ones also on the compute
+  // thread, before a task.
   virtual void Orders(const v1::HeartbeatResponse& /*response*/) {}
   // Fills in stream_bytes and spool_bytes. Heartbeat thread.
   virtual void DescribeStreams(v1::HeartbeatRequest* /*request*/) {}
@@ -119,8 +127,6 @@ class Session {
       : options_(std::move(options)), handler_(handler) {}
 
   absl::Status Register(absl::Duration total);
-  // Registers again unless another thread did so since `stale` was the session.
-  absl::Status Reregister(const std::string& stale);
   absl::StatusOr<std::optional<v1::Lease>> PollLease();
   void Execute(v1::Lease lease);
   bool Finish(const Attempt& attempt, const TaskOutcome& outcome);
@@ -139,7 +145,6 @@ class Session {
   std::unique_ptr<v1::WorkerService::Stub> control_;
   std::unique_ptr<v1::WorkerService::Stub> bulk_;
 
-  std::mutex register_mutex_;  // one registration at a time; taken before mutex_
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::string id_;
@@ -151,6 +156,7 @@ class Session {
   std::shared_ptr<Attempt> running_;
   grpc::ClientContext* polling_ = nullptr;
   bool beat_now_ = false;
+  bool silent_ = false;  // the last heartbeat was not answered; heartbeat thread only
   bool ended_ = false;
   std::atomic<bool> draining_ = false;
   absl::Duration drain_started_;
