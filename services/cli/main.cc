@@ -56,6 +56,7 @@ int main(int argc, char** argv) {
   gradq::AddJobsCommands(app, chosen);
   gradq::AddDownloadCommand(app, chosen);
   gradq::AddInferenceCommands(app, chosen);
+  gradq::AddInspectCommand(app, chosen);
   gradq::AddMethodsCommand(app, chosen);
 
   absl::StatusOr<std::vector<std::string>> arguments = ExpandJobFile({argv + 1, argv + argc});

@@ -1,7 +1,9 @@
+#include <algorithm>
 #include <cstdio>
 #include <string>
+#include <string_view>
 
-#include "lib/base/strings.h"
+#include "absl/strings/str_format.h"
 #include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/quantizers.h"
 #include "services/cli/commands.h"
@@ -9,12 +11,19 @@
 namespace gradq {
 namespace {
 
+// The flag of a catalog option: dashes for underscores.
+std::string FlagName(std::string_view option) {
+  std::string flag(option);
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return flag;
+}
+
 void PrintOptions(std::span<const OptionSpec> options) {
   for (const OptionSpec& option : options) {
     const std::string range = option.type == OptionSpec::Type::kChoice
                                   ? std::string(option.choices)
-                                  : StrCat(option.min, " .. ", option.max);
-    std::printf("      --%-14s %s (default %s; %s)\n", std::string(option.name).c_str(),
+                                  : absl::StrFormat("%.10g .. %.10g", option.min, option.max);
+    std::printf("      --%-14s %s (default %s; %s)\n", FlagName(option.name).c_str(),
                 std::string(option.help).c_str(), std::string(option.default_value).c_str(),
                 range.c_str());
   }
