@@ -13,6 +13,7 @@
 #include <chrono>
 #include <mutex>
 #include <string>
+#include <system_error>
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
@@ -22,8 +23,8 @@
 namespace gradq {
 namespace {
 
-// gRPC says only that it could not listen; a bind of our own tells why.
-absl::Status ExplainBind(const HostPort& address) {
+// gRPC says only that it could not listen, and writes to stderr; a bind of our own tells why.
+absl::Status TryBind(const HostPort& address) {
   const std::string text = address.ToString();
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
@@ -42,8 +43,6 @@ absl::Status ExplainBind(const HostPort& address) {
     const int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
     if (bind(fd, it->ai_addr, it->ai_addrlen) != 0) reason = errno;
-    // Bound but not listening elsewhere shows only here.
-    if (reason == 0 && listen(fd, 1) != 0) reason = errno;
     close(fd);
   }
   freeaddrinfo(found);
@@ -53,9 +52,9 @@ absl::Status ExplainBind(const HostPort& address) {
   if (reason == EADDRNOTAVAIL) {
     return absl::InvalidArgumentError(StrCat("address is not one of this machine's: ", text));
   }
+  if (reason == 0) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      StrCat("cannot listen: ", text, reason != 0 ? ": " : "",
-             reason != 0 ? std::generic_category().message(reason) : std::string()));
+      StrCat("cannot listen: ", text, ": ", std::generic_category().message(reason)));
 }
 
 void EnablePluginsOnce() {
@@ -72,6 +71,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const ListenOptions& options, const std::vector<grpc::Service*>& services) {
   GRADQ_ASSIGN_OR_RETURN(const HostPort address, ParseHostPort(options.address));
   GRADQ_RETURN_IF_ERROR(CheckPlaintext(address, options.insecure));
+  GRADQ_RETURN_IF_ERROR(TryBind(address));
   EnablePluginsOnce();
   grpc::ServerBuilder builder;
   int port = 0;
@@ -88,7 +88,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   builder.SetResourceQuota(quota);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) return ExplainBind(address);
+  if (server == nullptr || port == 0) {
+    GRADQ_RETURN_IF_ERROR(TryBind(address));  // lost a race for the port
+    return absl::FailedPreconditionError(StrCat("cannot listen: ", address.ToString()));
+  }
 
   std::unique_ptr<RpcServer> result(new RpcServer());
   result->server_ = std::move(server);
