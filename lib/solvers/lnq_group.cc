@@ -1,0 +1,59 @@
+#include "lib/solvers/lnq_group.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "lib/base/status_macros.h"
+#include "lib/base/strings.h"
+#include "lib/kernels/error_feedback.h"
+
+namespace gradq {
+namespace {
+
+// Share of the mean diagonal that error feedback adds to H: the factor of a nearly singular H would
+// answer small rounding errors with large corrections.
+constexpr double kFeedbackLoad = 1e-3;
+
+}  // namespace
+
+absl::StatusOr<LnqGroup> PrepareLnqGroup(const float* matrix, int64_t columns,
+                                         const LnqSettings& settings, ThreadPool* pool) {
+  LnqGroup group;
+  group.matrix = matrix;
+  group.columns = columns;
+  group.panels = kernels::PanelMatrix(matrix, columns);
+  group.inverse_diagonal.resize(columns);
+  group.kmeans_weight.resize(columns);
+  double trace = 0.0;
+  for (int64_t j = 0; j < columns; ++j) {
+    const float diagonal = std::max(0.0f, matrix[j * columns + j]);
+    group.kmeans_weight[j] = diagonal;
+    group.inverse_diagonal[j] = diagonal > 0.0f ? 1.0f / diagonal : 0.0f;
+    trace += diagonal;
+  }
+  const double mean = trace / static_cast<double>(columns);
+  if (mean == 0.0 || settings.published) return group;
+
+  std::vector<int32_t> natural(columns);
+  std::iota(natural.begin(), natural.end(), 0);
+  std::vector<int32_t> falling = natural;
+  std::stable_sort(falling.begin(), falling.end(), [&](int32_t a, int32_t b) {
+    return group.kmeans_weight[a] > group.kmeans_weight[b];
+  });
+  std::vector<float> factor;
+  for (const std::vector<int32_t>& order : {natural, falling}) {
+    double load = kFeedbackLoad * mean;
+    while (!kernels::FeedbackFactor(matrix, columns, load, order, pool, &factor)) {
+      group.damping.push_back(load);
+      load *= 10.0;
+      if (load > mean * 1.001) {
+        return absl::InvalidArgumentError(
+            StrCat("statistic not positive definite, mean diagonal: ", mean));
+      }
+    }
+    group.orders.push_back({order, kernels::PanelMatrix(factor.data(), columns)});
+  }
+  return group;
+}
+
+}  // namespace gradq

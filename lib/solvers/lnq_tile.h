@@ -1,0 +1,76 @@
+#pragma once
+
+// LNQ on up to 32 rows of one group (GuidedQuant, arXiv 2505.07004, Algorithm 2, with the additions
+// below). A row's result depends on its own weights and H alone, so tiles may be solved by any
+// thread in any order.
+//
+// Beyond the published algorithm: optimal k-means as the start, every assignment step also tries
+// error-feedback rounding to the current codebook in several orders, the codebook step corrects the
+// current codebook (so that its ridge pulls towards it), and each row keeps its best solution.
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "lib/kernels/coordinate_descent.h"
+#include "lib/kernels/kmeans1d.h"
+#include "lib/solvers/lnq_group.h"
+
+namespace gradq {
+
+// Results of one row go to codes[row · columns], lut[row · levels], initial[row], final[row].
+struct LnqOutput {
+  uint8_t* codes = nullptr;
+  uint16_t* lut = nullptr;    // fp16 bits
+  double* initial = nullptr;  // δᵀHδ of the fp16-rounded k-means table
+  double* final = nullptr;    // δᵀHδ of the result as stored
+};
+
+class LnqTile {
+ public:
+  LnqTile(int64_t columns, const LnqSettings& settings);
+
+  // `weights` [rows, columns], rows ≤ kTileRows. CANCELLED; INVALID_ARGUMENT when fp16 can't hold a
+  // codeword.
+  absl::Status Solve(const LnqGroup& group, const float* weights, int rows,
+                     const std::function<bool()>& cancelled, const LnqOutput& output);
+
+ private:
+  using Buffer = std::vector<float>;
+  // One assignment and codebook per row with its objective.
+  struct Solution {
+    float* error = nullptr;  // [columns][32]
+    float* table = nullptr;  // [levels][32]
+    double objective[kernels::kTileRows];
+  };
+
+  kernels::RowTile View(const Solution& solution);
+  void SetMidpoints(const Solution& solution);
+  void Start(const LnqGroup& group);
+  void Evaluate(const LnqGroup& group, Solution* solution);
+  // Takes over the rows of `candidate` that are better; true when any was.
+  bool Keep(const Solution& candidate, Solution* best);
+  void Copy(const Solution& from, Solution* to);
+  bool CodebookStep(const LnqGroup& group);
+  bool AssignmentStep(const LnqGroup& group);
+  absl::Status RoundTable();
+
+  int64_t columns_;
+  LnqSettings settings_;
+  int rows_ = 0;
+  const std::function<bool()>* cancelled_ = nullptr;
+  std::vector<float> storage_;
+  float* weight_ = nullptr;    // [columns][32]
+  float* midpoint_ = nullptr;  // [levels][32]
+  Solution best_, candidate_, trial_;
+  std::vector<uint8_t> codes_;  // [columns][32]
+  std::vector<float> row_values_, row_error_, scratch_;
+  std::vector<uint8_t> row_codes_;
+  std::vector<int32_t> order_, begin_;
+  std::vector<double> centers_, gram_, slope_;
+  kernels::Kmeans1dWorkspace kmeans_;
+};
+
+}  // namespace gradq

@@ -1,0 +1,129 @@
+#include "lib/solvers/quantizer.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "lib/base/status_macros.h"
+#include "lib/base/strings.h"
+#include "lib/base/thread_pool.h"
+#include "lib/catalog/statistics.h"
+#include "lib/solvers/quantizers/methods.h"
+
+namespace gradq {
+namespace {
+
+constexpr QuantizerBinding kBindings[] = {
+    {"rtn", SolveRtn},
+    {"squeezellm", SolveSqueezellm},
+    {"lnq", SolveLnq},
+};
+
+// OK when every value is finite.
+absl::Status CheckFinite(const at::Tensor& tensor, std::string_view linear, std::string_view what) {
+  const float* values = tensor.const_data_ptr<float>();
+  // A sum of zeros, unless some value is not finite; without branches.
+  float sum = 0.0f;
+  for (int64_t i = 0; i < tensor.numel(); ++i) sum += values[i] * 0.0f;
+  if (sum == 0.0f) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      StrCat(linear, ": ", what, " holds a value that is not finite"));
+}
+
+absl::Status CheckTensor(const at::Tensor& tensor, int64_t rows, int64_t columns,
+                         std::string_view linear, std::string_view what) {
+  if (!tensor.defined() || tensor.scalar_type() != at::kFloat || !tensor.is_contiguous() ||
+      tensor.dim() != 2 || tensor.size(0) != rows || tensor.size(1) != columns) {
+    return absl::InvalidArgumentError(
+        StrCat(linear, ": ", what, " missing or not contiguous fp32 [", rows, ", ", columns, "]"));
+  }
+  return CheckFinite(tensor, linear, what);
+}
+
+absl::Status CheckProblem(const QuantizerRow& row, const LayerProblem& problem) {
+  if (!problem.weight.defined() || problem.weight.dim() != 2 || problem.weight.numel() == 0) {
+    return absl::InvalidArgumentError(StrCat(problem.name, ": weight missing"));
+  }
+  const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
+  GRADQ_RETURN_IF_ERROR(CheckTensor(problem.weight, rows, columns, problem.name, "weight"));
+  if (problem.bits < row.min_bits || problem.bits > row.max_bits) {
+    return absl::InvalidArgumentError(StrCat(problem.name, ": bits outside ", row.min_bits, "..",
+                                             row.max_bits, ": ", problem.bits));
+  }
+  if (problem.groups.rows != rows || problem.groups.groups < 1 || problem.groups.groups > rows) {
+    return absl::InvalidArgumentError(
+        StrCat(problem.name, ": groups don't fit ", rows, " rows: ", problem.groups.groups));
+  }
+  for (const std::string_view need : row.needs(problem.objective, problem.options)) {
+    if (need == kFisherBlocks &&
+        static_cast<int>(problem.fisher_blocks.size()) != problem.groups.groups) {
+      return absl::InvalidArgumentError(
+          StrCat(problem.name, ": fisher_blocks missing: ", problem.fisher_blocks.size(), " of ",
+                 problem.groups.groups));
+    }
+    if (need == kGram) {
+      GRADQ_RETURN_IF_ERROR(CheckTensor(problem.gram, columns, columns, problem.name, kGram));
+    }
+    if (need == kFisherDiagonal) {
+      GRADQ_RETURN_IF_ERROR(
+          CheckTensor(problem.fisher_diagonal, rows, columns, problem.name, kFisherDiagonal));
+    }
+  }
+  for (const at::Tensor& block : problem.fisher_blocks) {
+    GRADQ_RETURN_IF_ERROR(CheckTensor(block, columns, columns, problem.name, kFisherBlocks));
+  }
+  return absl::OkStatus();
+}
+
+// Objective where the method left it open, and the predicted loss increase.
+void CompleteRecord(const LayerProblem& problem, ThreadPool* pool, QuantizedLinear* linear) {
+  const bool guided = !problem.fisher_blocks.empty();
+  const bool plain = problem.objective == Objective::kPlain && problem.gram.defined();
+  const bool open = !linear->record.objective_final.has_value();
+  if (!guided && !(plain && open)) return;
+  std::vector<float> weights = Dequantize(*linear);
+  const at::Tensor quantized = at::from_blob(
+      weights.data(), {linear->out_features, linear->in_features}, at::TensorOptions(at::kFloat));
+  if (plain && open) {
+    linear->record.objective_final =
+        LayerObjective(problem, std::span(&problem.gram, 1), quantized, pool);
+  }
+  if (!guided) return;
+  std::vector<double> per_group;
+  const double objective =
+      LayerObjective(problem, problem.fisher_blocks, quantized, pool, &per_group);
+  if (problem.objective == Objective::kGuided) linear->record.objective_final = objective;
+  double increase = 0.0;
+  for (int k = 0; k < problem.groups.groups; ++k) {
+    increase += static_cast<double>(problem.groups.size(k)) * per_group[k];
+  }
+  linear->record.predicted_loss_increase = problem.loss_price * increase;
+}
+
+}  // namespace
+
+std::span<const QuantizerBinding> QuantizerBindings() { return kBindings; }
+
+absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerProblem& problem,
+                                           const SolveContext& context) {
+  GRADQ_CHECK(context.pool != nullptr);
+  GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(method));
+  LayerProblem checked = problem;
+  GRADQ_ASSIGN_OR_RETURN(checked.options, ResolveOptions(row->name, row->options, problem.options));
+  GRADQ_RETURN_IF_ERROR(CheckProblem(*row, checked));
+  const auto* binding = std::find_if(std::begin(kBindings), std::end(kBindings),
+                                     [&](const auto& entry) { return entry.name == row->name; });
+  GRADQ_CHECK(binding != std::end(kBindings));
+  GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, binding->solve(checked, context));
+  linear.name = checked.name;
+  linear.bits = checked.bits;
+  linear.out_features = checked.weight.size(0);
+  linear.in_features = checked.weight.size(1);
+  linear.record.method = std::string(row->name);
+  GRADQ_RETURN_IF_ERROR(Validate(linear));
+  CompleteRecord(checked, context.pool, &linear);
+  return linear;
+}
+
+}  // namespace gradq

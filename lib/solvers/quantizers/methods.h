@@ -1,0 +1,20 @@
+#pragma once
+
+// The solve functions of the quantizers, one per file; bound to their catalog rows in
+// lib/solvers/quantizer.cc. Contract: QuantizerBinding::solve.
+
+#include "lib/solvers/quantizer.h"
+
+namespace gradq {
+
+// Affine round to nearest, min-max per group of input weights.
+absl::StatusOr<QuantizedLinear> SolveRtn(const LayerProblem& problem, const SolveContext& context);
+
+// A codebook per row by optimal k-means weighted with fisher_diagonal (arXiv:2306.07629).
+absl::StatusOr<QuantizedLinear> SolveSqueezellm(const LayerProblem& problem,
+                                                const SolveContext& context);
+
+// Layer-wise non-uniform quantization, plain or guided (arXiv:2505.07004).
+absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const SolveContext& context);
+
+}  // namespace gradq
