@@ -1,0 +1,119 @@
+// Every fault at every call, and seeded mixtures of faults: the job ends as it must, nothing is
+// published twice, nothing waits for ever. A failing case prints its coordinates (fault and call,
+// or seed), its tasks and its events; run it alone with them.
+
+#include "tests/jobs/simulation.h"
+
+#include <map>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "lib/base/strings.h"
+
+namespace gradq {
+namespace {
+
+// Of the stored history: shards and the artifact are published once, and each task's attempts are
+// numbered upwards.
+void CheckHistory(const Simulation& simulation) {
+  std::map<std::string, int> successes;
+  int64_t last_seq = 0;
+  int published = 0;
+  for (const v1::Event& event : simulation.events()) {
+    ASSERT_GT(event.seq(), last_seq);
+    last_seq = event.seq();
+    if (event.type() == "job.published") ++published;
+    if (event.type() == "task.succeeded") ++successes[event.subject()];
+  }
+  EXPECT_LE(published, 1);
+  for (const v1::Task& task : simulation.tasks()) {
+    if (!task.spec().has_solve_linear()) continue;
+    EXPECT_EQ(successes[task.name()], task.state() == v1::Task::SUCCEEDED ? 1 : 0) << task.name();
+  }
+}
+
+void ExpectSucceeded(const Simulation& simulation) {
+  const v1::Job job = simulation.job();
+  EXPECT_EQ(job.state(), v1::Job::SUCCEEDED);
+  EXPECT_EQ(job.artifact_digest(), "digest");
+  EXPECT_EQ(job.progress().tasks_done(), job.progress().tasks_total());
+  EXPECT_EQ(job.progress().linears_done(), job.progress().linears_total());
+  EXPECT_EQ(job.progress().chunks_done(), job.progress().chunks_total());
+  for (const v1::Task& task : simulation.tasks()) {
+    EXPECT_EQ(task.state(), v1::Task::SUCCEEDED) << task.name();
+  }
+}
+
+struct Shape {
+  int workers;
+  int stages;
+};
+
+class EveryCall : public testing::TestWithParam<Shape> {
+ protected:
+  // Runs the fault at each call of a run without faults; `step` thins them out.
+  void ForEachCall(const SimulationOptions& options, FaultKind kind, int step,
+                   const std::function<void(const Simulation&)>& check) {
+    Simulation calm(options, {});
+    ASSERT_TRUE(calm.Run()) << calm.Describe();
+    ExpectSucceeded(calm);
+    for (int call = 0; call < calm.calls(); call += step) {
+      SCOPED_TRACE(StrCat("fault ", static_cast<int>(kind), " at call ", call));
+      Simulation simulation(options, {kind, call});
+      const bool ended = simulation.Run();
+      CheckHistory(simulation);
+      if (ended) check(simulation);
+      ASSERT_TRUE(ended && !HasFailure()) << simulation.Describe();
+    }
+  }
+  SimulationOptions Options() const {
+    SimulationOptions options;
+    options.workers = GetParam().workers;
+    options.stages = GetParam().stages;
+    return options;
+  }
+};
+
+TEST_P(EveryCall, DeathBeforeTheCall) {
+  ForEachCall(Options(), FaultKind::kDeathBefore, 1, ExpectSucceeded);
+}
+TEST_P(EveryCall, DeathAfterTheCall) {
+  ForEachCall(Options(), FaultKind::kDeathAfter, 1, ExpectSucceeded);
+}
+TEST_P(EveryCall, DeathForGood) {
+  if (GetParam().workers == 1) GTEST_SKIP() << "nobody is left";
+  ForEachCall(Options(), FaultKind::kDeathForGood, 1, ExpectSucceeded);
+}
+TEST_P(EveryCall, StallThenLateMessages) {
+  ForEachCall(Options(), FaultKind::kStall, 1, ExpectSucceeded);
+}
+TEST_P(EveryCall, RepeatedCall) { ForEachCall(Options(), FaultKind::kRepeat, 1, ExpectSucceeded); }
+TEST_P(EveryCall, RestartOfTheCoordinator) {
+  ForEachCall(Options(), FaultKind::kRestart, 1, ExpectSucceeded);
+}
+TEST_P(EveryCall, Cancel) {
+  ForEachCall(Options(), FaultKind::kCancel, 1, [](const Simulation& simulation) {
+    const v1::Job job = simulation.job();
+    if (job.artifact_path().empty()) {
+      EXPECT_EQ(job.state(), v1::Job::CANCELLED);
+    } else {
+      EXPECT_EQ(job.state(), v1::Job::SUCCEEDED);
+    }
+    for (const v1::Task& task : simulation.tasks()) {
+      EXPECT_TRUE(task.state() == v1::Task::SUCCEEDED || task.state() == v1::Task::CANCELLED)
+          << task.name();
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, EveryCall,
+                         testing::Values(Shape{1, 1}, Shape{1, 2}, Shape{1, 3}, Shape{2, 1},
+                                         Shape{2, 2}, Shape{2, 3}, Shape{3, 1}, Shape{3, 2},
+                                         Shape{3, 3}),
+                         [](const testing::TestParamInfo<Shape>& info) {
+                           return StrCat(info.param.workers, "Workers", info.param.stages,
+                                         "Stages");
+                         });
+
+}  // namespace
+}  // namespace gradq
