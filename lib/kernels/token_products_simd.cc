@@ -15,9 +15,12 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "lib/kernels/token_products_simd.cc"
-#include "hwy/aligned_allocator.h"
+// foreach_target.h goes before all others of hwy/.
+// clang-format off
 #include "hwy/foreach_target.h"
+#include "hwy/aligned_allocator.h"
 #include "hwy/highway.h"
+// clang-format on
 
 HWY_BEFORE_NAMESPACE();
 namespace gradq::kernels {

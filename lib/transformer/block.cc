@@ -1,45 +1,20 @@
 #include "lib/transformer/block.h"
 
-#include <ATen/core/IListRef.h>
 #include <ATen/ops/arange_ops.h>
-#include <ATen/ops/cat_ops.h>
 #include <ATen/ops/embedding_ops.h>
 #include <ATen/ops/empty_ops.h>
 #include <ATen/ops/linear_ops.h>
 #include <ATen/ops/scaled_dot_product_attention_ops.h>
-#include <ATen/ops/silu_ops.h>
 
-#include <array>
 #include <cmath>
 #include <limits>
 #include <numbers>
 
 #include "lib/base/status_macros.h"
+#include "lib/transformer/fused_ops.h"
 
 namespace gradq {
 namespace {
-
-// x · weight / sqrt(mean x² + eps) over the last dimension; the mean in fp32 whatever the dtype of
-// x. Result in the dtype of weight.
-at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  const at::Tensor full = x.to(at::kFloat);
-  const at::Tensor scale = full.square().mean(-1, /*keepdim=*/true).add(eps).rsqrt();
-  return full.mul(scale).to(weight.scalar_type()).mul(weight);
-}
-
-// Rotates the halves of the last dimension. x [sequences, heads, tokens, head_dim]; cos, sin
-// [tokens, head_dim].
-at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const int64_t half = x.size(-1) / 2;
-  const std::array<at::Tensor, 2> halves = {x.slice(-1, half).neg(), x.slice(-1, 0, half)};
-  const at::Tensor swapped = at::_ops::cat::call(at::TensorList(halves), -1);
-  return x.mul(cos).add(swapped.mul(sin));
-}
-
-// [sequences, tokens, heads * head_dim] -> [sequences, heads, tokens, head_dim]
-at::Tensor SplitHeads(const at::Tensor& x, int64_t heads, int64_t head_dim) {
-  return x.view({x.size(0), x.size(1), heads, head_dim}).transpose(1, 2);
-}
 
 // Frequencies per pair of dimensions, as transformers computes them (fp32 division and power).
 std::vector<float> InverseFrequencies(const ModelGeometry& geometry) {
@@ -130,20 +105,21 @@ at::Tensor RunBlock(const ModelGeometry& geometry, const BlockWeights& weights,
   const int64_t tokens = x.size(1);
   GRADQ_CHECK(attention.position() + tokens <= rotary.cos.size(0));
   const at::Tensor normed = RmsNorm(x, weights.input_norm, geometry.rms_norm_eps);
-  at::Tensor q =
-      SplitHeads(linears.Apply(block, LinearKind::kQ, normed), geometry.heads, geometry.head_dim);
-  at::Tensor k = SplitHeads(linears.Apply(block, LinearKind::kK, normed), geometry.kv_heads,
-                            geometry.head_dim);
-  const at::Tensor v = SplitHeads(linears.Apply(block, LinearKind::kV, normed), geometry.kv_heads,
-                                  geometry.head_dim);
+  const auto project = [&](LinearKind kind, int64_t heads) {
+    return linears.Apply(block, kind, normed).view({x.size(0), tokens, heads, geometry.head_dim});
+  };
+  at::Tensor q = project(LinearKind::kQ, geometry.heads);
+  at::Tensor k = project(LinearKind::kK, geometry.kv_heads);
+  const at::Tensor v = project(LinearKind::kV, geometry.kv_heads);
   if (weights.q_norm.defined()) {
     q = RmsNorm(q, weights.q_norm, geometry.rms_norm_eps);
     k = RmsNorm(k, weights.k_norm, geometry.rms_norm_eps);
   }
   const int64_t begin = attention.position();
-  const at::Tensor cos = rotary.cos.slice(0, begin, begin + tokens).to(q.scalar_type());
-  const at::Tensor sin = rotary.sin.slice(0, begin, begin + tokens).to(q.scalar_type());
-  const at::Tensor heads = attention.Attend(block, Rotate(q, cos, sin), Rotate(k, cos, sin), v);
+  const at::Tensor cos = rotary.cos.slice(0, begin, begin + tokens);
+  const at::Tensor sin = rotary.sin.slice(0, begin, begin + tokens);
+  const at::Tensor heads = attention.Attend(block, Rotate(q, cos, sin).transpose(1, 2),
+                                            Rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2));
   const at::Tensor mixed =
       heads.transpose(1, 2).reshape({x.size(0), tokens, geometry.heads * geometry.head_dim});
   // The residual stream keeps the dtype of x, whatever the linears compute in.
@@ -152,7 +128,7 @@ at::Tensor RunBlock(const ModelGeometry& geometry, const BlockWeights& weights,
   const at::Tensor inner = RmsNorm(middle, weights.post_norm, geometry.rms_norm_eps);
   const at::Tensor gate = linears.Apply(block, LinearKind::kGate, inner);
   const at::Tensor up = linears.Apply(block, LinearKind::kUp, inner);
-  const at::Tensor activated = at::_ops::silu::call(gate).mul(up);
+  const at::Tensor activated = Swiglu(gate, up);
   return middle.add(linears.Apply(block, LinearKind::kDown, activated).to(x.scalar_type()));
 }
 

@@ -1,10 +1,11 @@
 #include "lib/transformer/stage.h"
 
-#include <ATen/ops/ones_like_ops.h>
+#include <ATen/ops/linear_ops.h>
 #include <c10/core/GradMode.h>
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/transformer/fused_ops.h"
 
 namespace gradq {
 namespace {
@@ -94,12 +95,18 @@ double Stage::LossSum(const at::Tensor& x, const at::Tensor& tokens) {
 }
 
 Stage::Gradients Stage::Head(const at::Tensor& x, const at::Tensor& tokens) const {
-  const c10::AutoGradMode graph(true);
   const at::Tensor leaf = x.detach().requires_grad_(true);
-  const at::Tensor losses = TokenLosses(Logits(geometry_, head_, leaf), tokens);
-  losses.backward(at::_ops::ones_like::call(losses, {}, {}, {}, {}, {})
-                      .div(static_cast<double>(tokens.size(1) - 1)));
-  return {.dx = leaf.grad(), .loss_sum = SumInOrder(losses.detach())};
+  at::Tensor normed;
+  {
+    const c10::AutoGradMode graph(true);
+    normed = RmsNorm(leaf, head_.norm, geometry_.rms_norm_eps);
+  }
+  // The gradient of the logits is known, so the widest part of the model needs no graph.
+  const c10::AutoGradMode no_graph(false);
+  const CrossEntropyResult loss =
+      CrossEntropy(at::_ops::linear::call(normed, head_.lm_head, {}), tokens);
+  normed.backward(loss.dlogits.matmul(head_.lm_head));
+  return {.dx = leaf.grad(), .loss_sum = SumInOrder(loss.losses)};
 }
 
 Stage::Gradients Stage::ForwardBackward(const at::Tensor& input, const at::Tensor& output_gradient,
