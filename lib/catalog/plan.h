@@ -1,7 +1,8 @@
 #pragma once
 
 // How a job is cut and what it will need, from geometry and recipe alone. Used by CreateJob,
-// PlanJob and the scheduler.
+// PlanJob and the scheduler. Deterministic, no state: the same inputs give the same plan on every
+// machine.
 
 #include <cstdint>
 #include <string>
@@ -18,7 +19,7 @@ struct PlanInputs {
   ModelGeometry geometry;
   std::string method;
   Objective objective = Objective::kGuided;
-  OptionMap options;  // resolved
+  OptionMap options;  // given or resolved
   int bits = 3;
   int groups = 4;
   int64_t sequences = 64;
@@ -28,29 +29,38 @@ struct PlanInputs {
   int workers = 1;                  // ready workers
   int64_t worker_memory_bytes = 0;  // smallest of them; 0: unknown
   int64_t compute_bytes = 4;        // bytes per element of compute_dtype
+  int64_t source_bytes = 2;         // bytes per element of the checkpoint
+  // Statistics are summed as whole squares, not packed triangles: true on devices other than the
+  // CPU.
+  bool whole_squares = false;
 };
 
 struct Plan {
   std::vector<int> first_block;  // per stage
   int chunks = 0;
-  std::vector<std::string>
-      statistics;  // union of needs, plus fisher_blocks wherever gradients are taken
+  // Union of needs in catalog order, plus fisher_blocks wherever gradients are taken.
+  std::vector<std::string> statistics;
   bool needs_backward = false;
+  // A worker must run each block's forward again in the backward pass: a chunk's graph of a whole
+  // stage does not fit.
+  bool recompute = false;
   // Largest over the stages, bytes.
   int64_t weights_bytes = 0;
   int64_t activations_bytes = 0;  // graph of one chunk
   int64_t statistics_bytes = 0;
-  int64_t spool_bytes = 0;  // streams of the whole job
+  int64_t spool_bytes =
+      0;  // streams of the whole job: activations, gradients, statistics of a stage
   int64_t artifact_bytes = 0;
-  int64_t worker_memory_bytes = 0;  // sum of what one worker needs at once
+  int64_t worker_memory_bytes = 0;  // what one worker needs at once, largest over stages and phases
+  // Floating-point operations of the whole job.
   double pass_flop = 0;
   double statistics_flop = 0;
   double solve_flop = 0;
 };
 
-// INVALID_ARGUMENT: groups, bits, stages or sizes that cannot be (each with the value and the
-// range). RESOURCE_EXHAUSTED: no number of stages fits worker_memory_bytes (with needed and
-// available bytes).
+// INVALID_ARGUMENT: method, groups, bits, stages or sizes that cannot be (each with the value and
+// the range). RESOURCE_EXHAUSTED: no number of stages, or not the one asked for, fits
+// worker_memory_bytes (with needed and available bytes).
 absl::StatusOr<Plan> MakePlan(const PlanInputs& inputs);
 
 }  // namespace gradq

@@ -7,30 +7,30 @@
 namespace gradq {
 namespace {
 
+double Product(double a, int64_t b, int64_t c) {
+  return a * static_cast<double>(b) * static_cast<double>(c);
+}
+
 constexpr StatisticRow kRows[] = {
     {.name = kFisherBlocks,
      .formula = "H_k = X^T diag(s_k) X, s_k = mean over the channels of group k of (1000 dL/dz)^2; "
                 "one matrix per group",
      .needs_gradient = true,
-     .accumulating_bytes = [](int64_t, int64_t in, int groups) { return 4 * groups * in * in; },
-     .finished_bytes = [](int64_t, int64_t in, int groups) { return 2 * groups * in * (in + 1); },
-     .flop_per_token =
-         [](int64_t, int64_t in, int groups) {
-           return static_cast<double>(groups) * static_cast<double>(in * in);
-         }},
+     .accumulating_bytes = [](int64_t, int64_t in, int g) { return Product(4.0 * g, in, in); },
+     .finished_bytes = [](int64_t, int64_t in, int g) { return Product(2.0 * g, in, in + 1); },
+     .flop_per_token = [](int64_t, int64_t in, int g) { return Product(g, in, in); }},
     {.name = kFisherDiagonal,
      .formula = "sum over sequences of (dz^T X)^2, elementwise",
      .needs_gradient = true,
-     .accumulating_bytes = [](int64_t out, int64_t in, int) { return 4 * out * in; },
-     .finished_bytes = [](int64_t out, int64_t in, int) { return 4 * out * in; },
-     .flop_per_token = [](int64_t out, int64_t in,
-                          int) { return 2.0 * static_cast<double>(out * in); }},
+     .accumulating_bytes = [](int64_t out, int64_t in, int) { return Product(4, out, in); },
+     .finished_bytes = [](int64_t out, int64_t in, int) { return Product(4, out, in); },
+     .flop_per_token = [](int64_t out, int64_t in, int) { return Product(2, out, in); }},
     {.name = kGram,
      .formula = "X^T X",
      .needs_gradient = false,
-     .accumulating_bytes = [](int64_t, int64_t in, int) { return 4 * in * in; },
-     .finished_bytes = [](int64_t, int64_t in, int) { return 2 * in * (in + 1); },
-     .flop_per_token = [](int64_t, int64_t in, int) { return static_cast<double>(in * in); }},
+     .accumulating_bytes = [](int64_t, int64_t in, int) { return Product(4, in, in); },
+     .finished_bytes = [](int64_t, int64_t in, int) { return Product(2, in, in + 1); },
+     .flop_per_token = [](int64_t, int64_t in, int) { return Product(1, in, in); }},
 };
 
 }  // namespace

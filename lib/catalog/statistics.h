@@ -17,8 +17,8 @@ struct StatisticRow {
   bool needs_gradient;
   // Bytes a worker holds for one linear [out, in] with g groups, while it accumulates (whole
   // squares) and when finished (packed triangles).
-  int64_t (*accumulating_bytes)(int64_t out, int64_t in, int groups);
-  int64_t (*finished_bytes)(int64_t out, int64_t in, int groups);
+  double (*accumulating_bytes)(int64_t out, int64_t in, int groups);
+  double (*finished_bytes)(int64_t out, int64_t in, int groups);
   // Multiply-adds × 2 of one token, symmetric work counted once.
   double (*flop_per_token)(int64_t out, int64_t in, int groups);
 };
