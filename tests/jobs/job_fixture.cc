@@ -2,6 +2,7 @@
 
 #include "lib/base/digest.h"
 #include "lib/base/strings.h"
+#include "lib/catalog/plan.h"
 #include "lib/catalog/quantizers.h"
 
 namespace gradq {
@@ -40,6 +41,22 @@ void ResolveRecipe(v1::JobSpec* spec) {
   recipe.clear_options();
   const OptionMap options = ResolveOptions(row.name, row.options, {}).value();
   recipe.mutable_options()->insert(options.begin(), options.end());
+}
+
+int64_t JustEnoughMemory(const NewJob& job) {
+  const v1::JobSpec& spec = job.spec;
+  PlanInputs inputs;
+  inputs.geometry = ParseGeometry(job.config_json).value();
+  inputs.method = spec.recipe().method();
+  inputs.objective = ParseObjective(spec.recipe().objective()).value();
+  inputs.options.insert(spec.recipe().options().begin(), spec.recipe().options().end());
+  inputs.bits = spec.recipe().bits();
+  inputs.groups = spec.recipe().groups();
+  inputs.sequences = spec.sequences();
+  inputs.length = spec.length();
+  inputs.chunk_sequences = spec.chunk_sequences();
+  inputs.stages = spec.stages();
+  return MakePlan(inputs)->worker_memory_bytes;
 }
 
 }  // namespace gradq

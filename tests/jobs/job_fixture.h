@@ -10,5 +10,7 @@ namespace gradq {
 NewJob TinyJob(int blocks);
 // Fills the recipe's options from the catalog's defaults.
 void ResolveRecipe(v1::JobSpec* spec);
+// Bytes a worker needs for this job, with the stages it asks for.
+int64_t JustEnoughMemory(const NewJob& job);
 
 }  // namespace gradq

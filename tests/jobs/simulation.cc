@@ -69,6 +69,7 @@ Simulation::Simulation(SimulationOptions options, Fault fault)
   ResolveRecipe(&job.spec);
   if (options_.evaluation) job.spec.set_evaluation_blob(Sha256Hex(std::string_view("text")));
   job.spec.set_validate_timeout_s(5);
+  if (options_.small_memory) worker_memory_ = JustEnoughMemory(job);
   const auto created = core_->CreateJob(now(), job);
   GRADQ_CHECK(created.ok());
   job_ = created->name();
@@ -211,7 +212,7 @@ void Simulation::Step() {
   }
   if (core_->NextDeadline() <= clock_.Monotonic()) (void)core_->Tick(now());
   const auto happens = [&](int* budget) {
-    if (*budget == 0 || random_() % 150 != 0) return false;
+    if (*budget == 0 || random_() % 50 != 0) return false;
     --*budget;
     return true;
   };
@@ -250,7 +251,7 @@ void Simulation::Register(Worker* worker) {
   request.set_name(worker->name);
   request.set_kind(worker->kind);
   request.set_advertise(StrCat(worker->name, ":1"));
-  request.set_memory_bytes(options_.worker_memory);
+  request.set_memory_bytes(worker_memory_);
   request.set_numerics_class("class");
   using Answer = absl::StatusOr<v1::RegisterWorkerResponse>;
   // A repeated registration would be a second process of that name: it is not repeated.

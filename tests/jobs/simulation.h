@@ -28,7 +28,8 @@ struct SimulationOptions {
   std::string method = "lnq";
   std::string objective = "guided";
   bool evaluation = false;
-  int64_t worker_memory = 0;
+  // Workers report just the memory that the plan asks for: one stage's statistics at a time.
+  bool small_memory = false;
   // Random mode: shares of calls lost before, lost after, repeated later; chance per step of a
   // death, a stall, a restart.
   std::optional<uint64_t> seed;
@@ -117,6 +118,7 @@ class Simulation {
   std::map<std::string, int64_t> accepted_;  // attempt whose success was accepted, by task
   std::set<std::string> shards_;             // durable at the coordinator: digest
   std::string job_;
+  int64_t worker_memory_ = 0;
   bool removed_ = false;
   int renames_ = 0;
   int calls_ = 0;
