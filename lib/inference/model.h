@@ -1,13 +1,16 @@
 #pragma once
 
-// A model ready to run: a dense checkpoint or an artifact whose linears stay packed. Used by
-// gradq-inference. One caller at a time.
+// A model ready to run: a dense checkpoint, or an artifact whose linears stay packed in memory.
+// Used by gradq-inference. Shows no ATen, so that services/ may include it beside .pb.h files.
+// Every call on the one compute thread (the one that called SetUpNumerics).
 
-#include <functional>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "lib/base/files.h"
 #include "lib/catalog/geometry.h"
@@ -17,61 +20,44 @@ namespace gradq {
 class ThreadPool;
 
 struct LoadOptions {
-  std::string device = "cpu";
+  std::string device = "cpu";  // or "cuda:0"
+  // Runs the packed kernels; must outlive the model. Null: they run on the calling thread.
   ThreadPool* pool = nullptr;
 };
+
+// FAILED_PRECONDITION when this build or machine cannot compute on `device`; INVALID_ARGUMENT when
+// it is no device.
+absl::Status CheckComputeDevice(const std::string& device);
 
 class Model {
  public:
   virtual ~Model() = default;
-  // Decides by config.json whether the folder is dense or quantized. Errors as Checkpoint::Open and
-  // Artifact::Open.
-  static absl::StatusOr<std::unique_ptr<Model>> Load(std::unique_ptr<ReadableFolder> folder,
+  // Decides by config.json whether the folder is dense or quantized, and reads the weights; the
+  // folder is not needed afterwards. Errors as Checkpoint::Open and Artifact::Open;
+  // INVALID_ARGUMENT naming a tensor with NaN or Inf; RESOURCE_EXHAUSTED when memory does not
+  // suffice.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const ReadableFolder& folder,
                                                      const LoadOptions& options);
 
   virtual const ModelGeometry& geometry() const = 0;
-  // Resident bytes of weights (packed linears count packed).
+  // Resident bytes of weights; packed linears count packed.
   virtual int64_t weight_bytes() const = 0;
   virtual bool quantized() const = 0;
 
-  // Logits fp32 of whole windows: tokens [sequences × length] -> `out` [sequences × length ×
-  // vocab]. For scoring.
-  virtual absl::Status WindowLogits(const std::vector<int32_t>& tokens, int64_t sequences,
-                                    std::vector<float>* out) = 0;
+  // Whole windows, for scoring. RunWindows takes `tokens` [sequences × length] through all blocks
+  // and keeps the residual stream; row = sequence × length + position. LogProbabilities then gives
+  // ln p(next token) for rows [begin, begin + rows), fp32 [rows, vocab], valid until the next call:
+  // logits of a large vocabulary are never all in memory. OUT_OF_RANGE when `length` exceeds the
+  // model's positions or a token its vocabulary.
+  virtual absl::Status RunWindows(std::span<const int32_t> tokens, int64_t sequences) = 0;
+  virtual absl::StatusOr<std::span<const float>> LogProbabilities(int64_t begin, int64_t rows) = 0;
 
-  // Decoding with a KV cache: Reset, then Decode appends tokens and gives the logits [vocab] after
-  // the last one. OUT_OF_RANGE beyond the model's positions.
+  // One sequence with a cache of keys and values: ResetCache, then each Decode appends `tokens` and
+  // gives the logits [vocab] after the last. OUT_OF_RANGE beyond the model's positions or
+  // vocabulary; the cache is then as before the call.
   virtual void ResetCache() = 0;
-  virtual absl::StatusOr<std::vector<float>> Decode(const std::vector<int32_t>& tokens) = 0;
+  virtual int64_t cached_tokens() const = 0;
+  virtual absl::StatusOr<std::vector<float>> Decode(std::span<const int32_t> tokens) = 0;
 };
-
-struct Score {
-  double perplexity = 0;
-  int64_t tokens = 0;  // predicted tokens
-  double seconds = 0;
-};
-struct ComparisonResult {
-  double perplexity = 0;
-  double reference_perplexity = 0;
-  double kl = 0;  // mean KL(reference || model) per predicted token, nats
-  double top1_agreement = 0;
-  int64_t tokens = 0;
-  double seconds = 0;
-};
-
-// `windows` [sequences × length] token ids. `cancelled` is asked between batches (may be empty).
-absl::StatusOr<Score> ScoreWindows(Model& model, const std::vector<int32_t>& windows,
-                                   int64_t length, const std::function<bool()>& cancelled);
-absl::StatusOr<ComparisonResult> CompareWindows(Model& model, Model& reference,
-                                                const std::vector<int32_t>& windows, int64_t length,
-                                                const std::function<bool()>& cancelled);
-
-struct Sampling {
-  double temperature = 0;  // 0: greedy
-  double top_p = 1;
-  uint64_t seed = 0;
-};
-// One sampled id; `step` makes draws independent of call history. Greedy ties take the lowest id.
-int32_t SampleToken(const std::vector<float>& logits, const Sampling& sampling, uint64_t step);
 
 }  // namespace gradq

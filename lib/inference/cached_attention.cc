@@ -1,0 +1,67 @@
+#include "lib/inference/cached_attention.h"
+
+#include <ATen/ops/arange_ops.h>
+#include <ATen/ops/scaled_dot_product_attention_ops.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "lib/base/status_macros.h"
+
+namespace gradq {
+namespace {
+
+constexpr int64_t kFirstCapacity = 64;
+
+// `cache` [1, heads, capacity, dim] with `added` written at `position`; grows by doubling.
+void Append(at::Tensor* cache, const at::Tensor& added, int64_t position) {
+  const int64_t needed = position + added.size(2);
+  if (!cache->defined() || cache->size(2) < needed) {
+    int64_t capacity = cache->defined() ? cache->size(2) : kFirstCapacity;
+    while (capacity < needed) capacity *= 2;
+    at::Tensor larger = added.new_empty({1, added.size(1), capacity, added.size(3)});
+    if (position > 0) larger.slice(2, 0, position).copy_(cache->slice(2, 0, position));
+    *cache = larger;
+  }
+  cache->slice(2, position, needed).copy_(added);
+}
+
+}  // namespace
+
+at::Tensor CachedAttention::Attend(int block, const at::Tensor& q, const at::Tensor& k,
+                                   const at::Tensor& v) {
+  GRADQ_CHECK(q.size(0) == 1);
+  Cache& cache = caches_[block];
+  Append(&cache.keys, k, position_);
+  Append(&cache.values, v, position_);
+  const int64_t tokens = q.size(2);
+  const int64_t window = geometry_.sliding_window;
+  // What even the oldest query cannot see is left out.
+  const int64_t begin = window > 0 ? std::max<int64_t>(0, position_ - window + 1) : 0;
+  const int64_t end = position_ + tokens;
+  const at::Tensor keys = cache.keys.slice(2, begin, end);
+  const at::Tensor values = cache.values.slice(2, begin, end);
+
+  // The query heads that share a key head become further queries of it: no key is copied.
+  const int64_t shared = geometry_.heads / geometry_.kv_heads;
+  const at::Tensor queries =
+      q.reshape({1, geometry_.kv_heads, shared * tokens, geometry_.head_dim});
+  std::optional<at::Tensor> mask;
+  if (tokens > 1) {
+    const auto positions = [&](int64_t from) {
+      return at::_ops::arange_start::call(from, end, at::kLong, at::kStrided, q.device(), false);
+    };
+    const at::Tensor age = positions(position_).unsqueeze(1).sub(positions(begin).unsqueeze(0));
+    at::Tensor hidden = age.lt(0);
+    if (window > 0) hidden = hidden.logical_or(age.ge(window));
+    mask = hidden.to(q.scalar_type())
+               .masked_fill(hidden, -std::numeric_limits<double>::infinity())
+               .repeat({shared, 1});
+  }
+  const at::Tensor result = at::_ops::scaled_dot_product_attention::call(
+      queries, keys, values, mask, 0.0, /*is_causal=*/false, std::nullopt, false);
+  return result.reshape({1, geometry_.heads, tokens, geometry_.head_dim});
+}
+
+}  // namespace gradq

@@ -1,0 +1,139 @@
+#include "lib/inference/transformer_model.h"
+
+#include <ATen/ops/empty_ops.h>
+#include <c10/core/InferenceMode.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "lib/base/status_macros.h"
+#include "lib/base/strings.h"
+#include "lib/inference/torch_status.h"
+
+namespace gradq {
+namespace {
+
+// Tokens of a prompt that run at a time: bounds the attention mask and the activations.
+constexpr int64_t kPromptPiece = 256;
+
+int64_t BytesOf(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0;
+}
+
+int64_t BytesOf(const TransformerModel::Parts& parts) {
+  int64_t bytes = parts.linear_bytes + BytesOf(parts.embedding) + BytesOf(parts.head.norm);
+  if (!parts.geometry.tied_embeddings) bytes += BytesOf(parts.head.lm_head);
+  for (const BlockWeights& block : *parts.blocks) {
+    for (const at::Tensor* tensor :
+         {&block.input_norm, &block.post_norm, &block.q_norm, &block.k_norm}) {
+      bytes += BytesOf(*tensor);
+    }
+    for (int i = 0; i < kLinearsPerBlock; ++i) {
+      bytes += BytesOf(block.weight[i]) + BytesOf(block.bias[i]);
+    }
+  }
+  return bytes;
+}
+
+}  // namespace
+
+TransformerModel::TransformerModel(Parts parts)
+    : parts_(std::move(parts)),
+      weight_bytes_(BytesOf(parts_)),
+      windows_(parts_.geometry),
+      cache_(parts_.geometry) {}
+
+absl::Status TransformerModel::CheckTokens(std::span<const int32_t> tokens,
+                                           int64_t end_position) const {
+  if (tokens.empty()) return absl::InvalidArgumentError("no tokens");
+  const int64_t positions = parts_.geometry.max_positions;
+  if (end_position > positions) {
+    return absl::OutOfRangeError(
+        StrCat("more tokens than the model has positions: ", end_position, ", ", positions));
+  }
+  for (const int32_t token : tokens) {
+    if (token < 0 || token >= parts_.geometry.vocab_size) {
+      return absl::OutOfRangeError(
+          StrCat("token beyond the model's vocabulary: ", token, ", ", parts_.geometry.vocab_size));
+    }
+  }
+  return absl::OkStatus();
+}
+
+const RotaryTable& TransformerModel::Rotary(int64_t positions) {
+  const int64_t have = rotary_.cos.defined() ? rotary_.cos.size(0) : 0;
+  if (have < positions) {
+    const int64_t wanted = std::min(std::max(positions, 2 * have), parts_.geometry.max_positions);
+    rotary_ = MakeRotaryTable(parts_.geometry, wanted, parts_.device);
+  }
+  return rotary_;
+}
+
+at::Tensor TransformerModel::Run(std::span<const int32_t> tokens, int64_t sequences,
+                                 Attention& attention) {
+  const int64_t length = static_cast<int64_t>(tokens.size()) / sequences;
+  at::Tensor ids = at::_ops::empty_memory_format::call(
+      c10::fromIntArrayRefSlow({sequences, length}), at::kInt, {}, at::kCPU, {}, {});
+  std::memcpy(ids.mutable_data_ptr(), tokens.data(), tokens.size_bytes());
+  // The residual stream is fp32 whatever the linears compute in.
+  at::Tensor x = Embed(parts_.embedding, ids).to(at::kFloat);
+  const RotaryTable& rotary = Rotary(attention.position() + length);
+  for (int block = 0; block < static_cast<int>(parts_.blocks->size()); ++block) {
+    x = RunBlock(parts_.geometry, (*parts_.blocks)[block], rotary, block, x, *parts_.linears,
+                 attention);
+  }
+  return x;
+}
+
+absl::Status TransformerModel::RunWindows(std::span<const int32_t> tokens, int64_t sequences) {
+  GRADQ_CHECK(sequences >= 1 && tokens.size() % static_cast<size_t>(sequences) == 0);
+  GRADQ_RETURN_IF_ERROR(CheckTokens(tokens, static_cast<int64_t>(tokens.size()) / sequences));
+  return TorchStatus("forward pass", [&] {
+    const c10::InferenceMode no_gradients;
+    states_ = Run(tokens, sequences, windows_).view({-1, parts_.geometry.hidden_size});
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<std::span<const float>> TransformerModel::LogProbabilities(int64_t begin,
+                                                                          int64_t rows) {
+  GRADQ_CHECK(states_.defined() && begin >= 0 && begin + rows <= states_.size(0));
+  GRADQ_RETURN_IF_ERROR(TorchStatus("logits", [&] {
+    const c10::InferenceMode no_gradients;
+    const at::Tensor x = states_.slice(0, begin, begin + rows).unsqueeze(0);
+    log_probabilities_ = Logits(parts_.geometry, parts_.head, x)
+                             .to(at::kFloat)
+                             .log_softmax(-1)
+                             .to(at::kCPU)
+                             .contiguous();
+    return absl::OkStatus();
+  }));
+  return std::span<const float>(log_probabilities_.const_data_ptr<float>(),
+                                static_cast<size_t>(log_probabilities_.numel()));
+}
+
+absl::StatusOr<std::vector<float>> TransformerModel::Decode(std::span<const int32_t> tokens) {
+  GRADQ_RETURN_IF_ERROR(
+      CheckTokens(tokens, cache_.position() + static_cast<int64_t>(tokens.size())));
+  std::vector<float> logits;
+  GRADQ_RETURN_IF_ERROR(TorchStatus("decoding", [&] {
+    const c10::InferenceMode no_gradients;
+    at::Tensor x;
+    for (size_t done = 0; done < tokens.size();) {
+      const size_t piece = std::min<size_t>(kPromptPiece, tokens.size() - done);
+      x = Run(tokens.subspan(done, piece), 1, cache_);
+      cache_.Advance(static_cast<int64_t>(piece));
+      done += piece;
+    }
+    const at::Tensor last = Logits(parts_.geometry, parts_.head, x.slice(1, x.size(1) - 1))
+                                .to(at::kCPU, at::kFloat)
+                                .contiguous();
+    const float* data = last.const_data_ptr<float>();
+    logits.assign(data, data + last.numel());
+    return absl::OkStatus();
+  }));
+  return logits;
+}
+
+}  // namespace gradq

@@ -1,0 +1,55 @@
+#pragma once
+
+// Model over lib/transformer: what is the same for dense and packed linears. Made by Model::Load.
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "lib/inference/cached_attention.h"
+#include "lib/inference/model.h"
+#include "lib/transformer/block.h"
+
+namespace gradq {
+
+class TransformerModel : public Model {
+ public:
+  // Everything a model is made of; `linears` refers to `blocks`, so that both stay where they are.
+  struct Parts {
+    ModelGeometry geometry;
+    at::Device device = at::kCPU;
+    at::Tensor embedding;
+    HeadWeights head;
+    std::unique_ptr<std::vector<BlockWeights>> blocks;
+    std::unique_ptr<LinearOp> linears;
+    bool quantized = false;
+    int64_t linear_bytes = 0;  // of packed linears; dense ones are counted in `blocks`
+  };
+  explicit TransformerModel(Parts parts);
+
+  const ModelGeometry& geometry() const override { return parts_.geometry; }
+  int64_t weight_bytes() const override { return weight_bytes_; }
+  bool quantized() const override { return parts_.quantized; }
+  absl::Status RunWindows(std::span<const int32_t> tokens, int64_t sequences) override;
+  absl::StatusOr<std::span<const float>> LogProbabilities(int64_t begin, int64_t rows) override;
+  void ResetCache() override { cache_.Reset(); }
+  int64_t cached_tokens() const override { return cache_.position(); }
+  absl::StatusOr<std::vector<float>> Decode(std::span<const int32_t> tokens) override;
+
+ private:
+  // The residual stream after the last block; tokens [sequences × length].
+  at::Tensor Run(std::span<const int32_t> tokens, int64_t sequences, Attention& attention);
+  absl::Status CheckTokens(std::span<const int32_t> tokens, int64_t end_position) const;
+  const RotaryTable& Rotary(int64_t positions);
+
+  Parts parts_;
+  int64_t weight_bytes_ = 0;
+  CausalAttention windows_;
+  CachedAttention cache_;
+  RotaryTable rotary_;
+  at::Tensor states_;             // [rows, hidden] of the last RunWindows
+  at::Tensor log_probabilities_;  // of the last LogProbabilities, on the host
+};
+
+}  // namespace gradq
