@@ -190,7 +190,9 @@ absl::StatusOr<QuantizedLinear> ParseLinearRecord(const json& record, std::strin
   GRADQ_ASSIGN_OR_RETURN(linear.name, reader.Word("name"));
   GRADQ_ASSIGN_OR_RETURN(linear.record.method, reader.Word("method"));
   GRADQ_ASSIGN_OR_RETURN(const std::string encoding, reader.Word("encoding"));
-  GRADQ_ASSIGN_OR_RETURN(linear.encoding, ParseEncoding(encoding));
+  const absl::StatusOr<Encoding> known = ParseEncoding(encoding);
+  if (!known.ok()) return reader.Bad(std::string(known.status().message()));
+  linear.encoding = *known;
   GRADQ_ASSIGN_OR_RETURN(const int64_t bits, reader.Whole("bits", 1, 8));
   linear.bits = static_cast<int>(bits);
   if (linear.encoding == Encoding::kAffine) {
