@@ -1,9 +1,9 @@
 //! C interface to the Hugging Face `tokenizers` crate; the C++ side is lib/tokenizer/tokenizer.cc.
 //!
-//! Every function that can fail returns 0 and fills its outputs, or returns non-zero and fills `error`
-//! with text that the caller frees with gradq_tokenizer_free_bytes. No panic crosses the interface:
-//! each entry runs under catch_unwind, and a panic becomes an error. A handle is never changed after
-//! gradq_tokenizer_open, so one handle serves several threads.
+//! Every function that can fail returns 0 and fills its outputs, or returns non-zero and fills
+//! `error` with text that the caller frees with gradq_tokenizer_free_bytes. No panic crosses the
+//! interface: each entry runs under catch_unwind, and a panic becomes an error. A handle is never
+//! changed after gradq_tokenizer_open, so one handle serves several threads.
 
 use std::any::Any;
 use std::panic::{catch_unwind, set_hook, AssertUnwindSafe};
@@ -62,7 +62,8 @@ fn panic_text(panic: Box<dyn Any + Send>) -> String {
 /// # Safety
 /// `error` is valid for writes.
 unsafe fn guarded(error: *mut Bytes, body: impl FnOnce() -> Result<(), String>) -> i32 {
-    // The caller reports the error; the default hook would print a backtrace as if the process had crashed.
+    // The caller reports the error; the default hook would print a backtrace as if the process had
+    // crashed.
     static SILENCE: Once = Once::new();
     SILENCE.call_once(|| set_hook(Box::new(|_| {})));
     let result =
@@ -85,8 +86,8 @@ unsafe fn borrowed<'a, T>(data: *const T, size: usize) -> &'a [T] {
     }
 }
 
-/// Parses tokenizer.json. Truncation and padding set in the file are switched off: the caller wants the
-/// ids of the whole text.
+/// Parses tokenizer.json. Truncation and padding set in the file are switched off: the caller wants
+/// the ids of the whole text.
 ///
 /// # Safety
 /// `json` points to `size` bytes; `handle` and `error` are valid for writes.
@@ -118,8 +119,8 @@ pub unsafe extern "C" fn gradq_tokenizer_close(handle: *mut Tokenizer) {
 }
 
 /// # Safety
-/// `handle` comes from gradq_tokenizer_open; `text` points to `size` bytes; `ids` and `error` are valid
-/// for writes.
+/// `handle` comes from gradq_tokenizer_open; `text` points to `size` bytes; `ids` and `error` are
+/// valid for writes.
 #[no_mangle]
 pub unsafe extern "C" fn gradq_tokenizer_encode(
     handle: *const Tokenizer,
@@ -145,8 +146,8 @@ pub unsafe extern "C" fn gradq_tokenizer_encode(
 }
 
 /// # Safety
-/// `handle` comes from gradq_tokenizer_open; `ids` points to `size` values; `text` and `error` are valid
-/// for writes.
+/// `handle` comes from gradq_tokenizer_open; `ids` points to `size` values; `text` and `error` are
+/// valid for writes.
 #[no_mangle]
 pub unsafe extern "C" fn gradq_tokenizer_decode(
     handle: *const Tokenizer,
@@ -165,8 +166,8 @@ pub unsafe extern "C" fn gradq_tokenizer_decode(
     })
 }
 
-/// One more than the largest id, added tokens included: ids may have gaps, and an id is in range of an
-/// embedding exactly when this is at most its rows.
+/// One more than the largest id, added tokens included: ids may have gaps, and an id is in range of
+/// an embedding exactly when this is at most its rows.
 ///
 /// # Safety
 /// `handle` comes from gradq_tokenizer_open; `size` and `error` are valid for writes.
