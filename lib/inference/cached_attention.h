@@ -8,16 +8,18 @@
 #include <vector>
 
 #include "lib/catalog/geometry.h"
+#include "lib/inference/model.h"
 #include "lib/transformer/block.h"
 
 namespace gradq {
 
-class CachedAttention : public Attention {
+class CachedAttention : public Attention, public Sequence {
  public:
   explicit CachedAttention(const ModelGeometry& geometry)
       : geometry_(geometry), caches_(geometry.blocks) {}
 
-  // Tokens in the cache: the position of the next.
+  int64_t tokens() const override { return position_; }
+  // Of the next token.
   int64_t position() const override { return position_; }
   // q of one sequence; appends k and v behind position() without moving it, so that every block of
   // a pass sees the same position.
@@ -25,8 +27,6 @@ class CachedAttention : public Attention {
                     const at::Tensor& v) override;
   // After all blocks have seen `tokens` more.
   void Advance(int64_t tokens) { position_ += tokens; }
-  // Forgets everything; memory is kept.
-  void Reset() { position_ = 0; }
 
  private:
   struct Cache {

@@ -29,6 +29,13 @@ struct LoadOptions {
 // it is no device.
 absl::Status CheckComputeDevice(const std::string& device);
 
+// Tokens that a model has seen, as their keys and values. Compute thread.
+class Sequence {
+ public:
+  virtual ~Sequence() = default;
+  virtual int64_t tokens() const = 0;
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -52,12 +59,12 @@ class Model {
   virtual absl::Status RunWindows(std::span<const int32_t> tokens, int64_t sequences) = 0;
   virtual absl::StatusOr<std::span<const float>> LogProbabilities(int64_t begin, int64_t rows) = 0;
 
-  // One sequence with a cache of keys and values: ResetCache, then each Decode appends `tokens` and
-  // gives the logits [vocab] after the last. OUT_OF_RANGE beyond the model's positions or
-  // vocabulary; the cache is then as before the call.
-  virtual void ResetCache() = 0;
-  virtual int64_t cached_tokens() const = 0;
-  virtual absl::StatusOr<std::vector<float>> Decode(std::span<const int32_t> tokens) = 0;
+  // Decoding with a cache of keys and values, any number of sequences side by side. Decode appends
+  // `tokens` and gives the logits [vocab] after the last. OUT_OF_RANGE beyond the model's positions
+  // or vocabulary; the sequence is then as before the call. Sequences must not outlive their model.
+  virtual std::unique_ptr<Sequence> NewSequence() = 0;
+  virtual absl::StatusOr<std::vector<float>> Decode(Sequence& sequence,
+                                                    std::span<const int32_t> tokens) = 0;
 };
 
 }  // namespace gradq

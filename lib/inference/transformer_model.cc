@@ -39,10 +39,7 @@ int64_t BytesOf(const TransformerModel::Parts& parts) {
 }  // namespace
 
 TransformerModel::TransformerModel(Parts parts)
-    : parts_(std::move(parts)),
-      weight_bytes_(BytesOf(parts_)),
-      windows_(parts_.geometry),
-      cache_(parts_.geometry) {}
+    : parts_(std::move(parts)), weight_bytes_(BytesOf(parts_)), windows_(parts_.geometry) {}
 
 absl::Status TransformerModel::CheckTokens(std::span<const int32_t> tokens,
                                            int64_t end_position) const {
@@ -113,17 +110,23 @@ absl::StatusOr<std::span<const float>> TransformerModel::LogProbabilities(int64_
                                 static_cast<size_t>(log_probabilities_.numel()));
 }
 
-absl::StatusOr<std::vector<float>> TransformerModel::Decode(std::span<const int32_t> tokens) {
+std::unique_ptr<Sequence> TransformerModel::NewSequence() {
+  return std::make_unique<CachedAttention>(parts_.geometry);
+}
+
+absl::StatusOr<std::vector<float>> TransformerModel::Decode(Sequence& sequence,
+                                                            std::span<const int32_t> tokens) {
+  auto& cache = dynamic_cast<CachedAttention&>(sequence);
   GRADQ_RETURN_IF_ERROR(
-      CheckTokens(tokens, cache_.position() + static_cast<int64_t>(tokens.size())));
+      CheckTokens(tokens, cache.position() + static_cast<int64_t>(tokens.size())));
   std::vector<float> logits;
   GRADQ_RETURN_IF_ERROR(TorchStatus("decoding", [&] {
     const c10::InferenceMode no_gradients;
     at::Tensor x;
     for (size_t done = 0; done < tokens.size();) {
       const size_t piece = std::min<size_t>(kPromptPiece, tokens.size() - done);
-      x = Run(tokens.subspan(done, piece), 1, cache_);
-      cache_.Advance(static_cast<int64_t>(piece));
+      x = Run(tokens.subspan(done, piece), 1, cache);
+      cache.Advance(static_cast<int64_t>(piece));
       done += piece;
     }
     const at::Tensor last = Logits(parts_.geometry, parts_.head, x.slice(1, x.size(1) - 1))

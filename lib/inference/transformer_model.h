@@ -33,9 +33,9 @@ class TransformerModel : public Model {
   bool quantized() const override { return parts_.quantized; }
   absl::Status RunWindows(std::span<const int32_t> tokens, int64_t sequences) override;
   absl::StatusOr<std::span<const float>> LogProbabilities(int64_t begin, int64_t rows) override;
-  void ResetCache() override { cache_.Reset(); }
-  int64_t cached_tokens() const override { return cache_.position(); }
-  absl::StatusOr<std::vector<float>> Decode(std::span<const int32_t> tokens) override;
+  std::unique_ptr<Sequence> NewSequence() override;
+  absl::StatusOr<std::vector<float>> Decode(Sequence& sequence,
+                                            std::span<const int32_t> tokens) override;
 
  private:
   // The residual stream after the last block; tokens [sequences × length].
@@ -46,7 +46,6 @@ class TransformerModel : public Model {
   Parts parts_;
   int64_t weight_bytes_ = 0;
   CausalAttention windows_;
-  CachedAttention cache_;
   RotaryTable rotary_;
   at::Tensor states_;             // [rows, hidden] of the last RunWindows
   at::Tensor log_probabilities_;  // of the last LogProbabilities, on the host

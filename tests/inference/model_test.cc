@@ -84,13 +84,13 @@ TEST_P(FamilyTest, CacheGivesWhatWindowsGive) {
   const std::vector<float> rows = WindowRows(*model, tokens, 1);
   // A prompt at once, then single tokens, then a few together.
   for (int round = 0; round < 2; ++round) {
-    model->ResetCache();
+    const auto sequence = model->NewSequence();
     int64_t at = 0;
     for (const int64_t step : {length / 3, int64_t{1}, int64_t{1}, int64_t{5}, int64_t{1}}) {
-      const auto logits = model->Decode(std::span(tokens).subspan(at, step));
+      const auto logits = model->Decode(*sequence, std::span(tokens).subspan(at, step));
       ASSERT_TRUE(logits.ok()) << logits.status();
       at += step;
-      EXPECT_EQ(model->cached_tokens(), at);
+      EXPECT_EQ(sequence->tokens(), at);
       EXPECT_LT(
           Distance(LogSoftmax(*logits), std::span(rows).subspan((at - 1) * vocabulary, vocabulary)),
           1e-4)
@@ -135,11 +135,10 @@ TEST_P(FamilyTest, PackedEqualsItsWeightsDense) {
     const std::vector<int32_t> tokens = Tokens(48, geometry.vocab_size);
     EXPECT_LT(Distance(WindowRows(*packed, tokens, 2), WindowRows(dense, tokens, 2)), 2e-5);
     // Few tokens take the other path: the codes themselves.
-    packed->ResetCache();
-    dense.ResetCache();
+    const auto first = packed->NewSequence(), second = dense.NewSequence();
     for (const int64_t step : {3, 1, 1}) {
-      const auto ours = packed->Decode(std::span(tokens).subspan(packed->cached_tokens(), step));
-      const auto theirs = dense.Decode(std::span(tokens).subspan(dense.cached_tokens(), step));
+      const auto ours = packed->Decode(*first, std::span(tokens).subspan(first->tokens(), step));
+      const auto theirs = dense.Decode(*second, std::span(tokens).subspan(second->tokens(), step));
       ASSERT_TRUE(ours.ok() && theirs.ok());
       EXPECT_LT(Distance(LogSoftmax(*ours), LogSoftmax(*theirs)), 2e-5);
     }
@@ -159,14 +158,33 @@ TEST(ModelTest, WrongTokensAndPositionsAreRefused) {
   const auto model = LoadOrDie(StrCat(GRADQ_FIXTURES, "/tiny-llama"));
   const std::vector<int32_t> beyond = {1, 512};
   EXPECT_EQ(model->RunWindows(beyond, 1).code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ(model->Decode(beyond).status().code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ(model->Decode(std::vector<int32_t>{-1}).status().code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ(model->Decode({}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(model->RunWindows(Tokens(513, 512), 1).code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ(model->cached_tokens(), 0);
-  ASSERT_TRUE(model->Decode(Tokens(512, 512)).ok());
-  EXPECT_EQ(model->Decode(std::vector<int32_t>{1}).status().code(), absl::StatusCode::kOutOfRange);
-  EXPECT_EQ(model->cached_tokens(), 512);
+  const auto sequence = model->NewSequence();
+  const auto decode = [&](const std::vector<int32_t>& tokens) {
+    return model->Decode(*sequence, tokens).status().code();
+  };
+  EXPECT_EQ(decode(beyond), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(decode({-1}), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(decode({}), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(sequence->tokens(), 0);
+  EXPECT_EQ(decode(Tokens(512, 512)), absl::StatusCode::kOk);
+  EXPECT_EQ(decode({1}), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(sequence->tokens(), 512);
+}
+
+TEST(ModelTest, SequencesDoNotSeeEachOther) {
+  const auto model = LoadOrDie(StrCat(GRADQ_FIXTURES, "/tiny-llama"));
+  const std::vector<int32_t> a = Tokens(20, 512, 1), b = Tokens(20, 512, 2);
+  const auto alone = model->NewSequence();
+  std::vector<float> expected;
+  for (const int32_t token : a) expected = *model->Decode(*alone, {&token, 1});
+  const auto first = model->NewSequence(), second = model->NewSequence();
+  std::vector<float> logits;
+  for (size_t i = 0; i < a.size(); ++i) {
+    logits = *model->Decode(*first, {&a[i], 1});
+    ASSERT_TRUE(model->Decode(*second, {&b[i], 1}).ok());
+  }
+  EXPECT_EQ(logits, expected);
 }
 
 TEST(ModelTest, FoldersThatAreNoModel) {
