@@ -44,7 +44,7 @@ void Fleet::Retire(WorkerState* worker, v1::Worker::State state) {
 void Fleet::QueueFree(std::string_view session, v1::StreamName stream, absl::Duration now) {
   WorkerState* worker = FindSession(session);
   if (worker == nullptr || worker->ghost) return;
-  worker->free_orders.push_back({std::move(stream), now});
+  worker->free_orders.push_back({++worker->last_order, std::move(stream), now});
 }
 
 void Fleet::Prune(size_t keep) {

@@ -27,6 +27,7 @@ struct Slot {
 };
 
 struct FreeOrder {
+  int64_t number = 0;
   v1::StreamName stream;
   absl::Duration since = absl::ZeroDuration();
 };
@@ -41,7 +42,9 @@ struct WorkerState {
   // It said itself that it leaves: gone as soon as it is idle.
   bool leaving = false;
   std::optional<Slot> slot;
-  std::vector<FreeOrder> free_orders;
+  std::vector<FreeOrder> free_orders;  // not acknowledged yet
+  int64_t last_order = 0;
+  bool acknowledges = false;
 
   bool alive() const { return !session.empty(); }
   bool ready() const { return alive() && !ghost && info.state() == v1::Worker::READY; }

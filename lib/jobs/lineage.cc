@@ -158,23 +158,26 @@ std::vector<int> DropSession(JobState* job, std::string_view session) {
   return running;
 }
 
-bool DropLane(JobState* job, const v1::StreamName& stream) {
+std::vector<FreedLane> DropLane(JobState* job, const v1::StreamName& stream) {
+  std::vector<FreedLane> dropped;
   const auto found = job->task_index.find(job->name() + "/tasks/" + stream.task());
-  if (found == job->task_index.end()) return false;
+  if (found == job->task_index.end()) return dropped;
   TaskState& task = job->tasks[found->second];
-  bool dropped = false;
+  const auto drop = [&](const Stream& gone, std::string_view lane) {
+    dropped.push_back({gone.session, StreamNameOf(*job, task, gone.attempt, lane)});
+  };
   const bool all = stream.lane().empty();
   if ((all || stream.lane() == "out") && task.out && task.out->attempt == stream.attempt()) {
+    drop(*task.out, "out");
     DropOut(&task);
-    dropped = true;
   }
   for (int l : task.linears) {
     LinearState& linear = job->linears[l];
     if (linear.producer != found->second || !linear.statistic) continue;
     if (linear.statistic->attempt != stream.attempt()) continue;
     if (!all && stream.lane() != StatisticLane(linear)) continue;
+    drop(*linear.statistic, StatisticLane(linear));
     linear.statistic.reset();
-    dropped = true;
   }
   return dropped;
 }

@@ -36,9 +36,9 @@ struct SettleResult {
 // Drops every lane of the session. Returns the tasks it was running (states untouched).
 std::vector<int> DropSession(JobState* job, std::string_view session);
 
-// Drops one lane if it is the live one; lane "" drops all of the attempt. False when nothing
-// matched.
-bool DropLane(JobState* job, const v1::StreamName& stream);
+// Drops one lane if it is the live one; lane "" drops all of the attempt. Returns what was
+// dropped: should its worker be alive after all, it must free it.
+std::vector<FreedLane> DropLane(JobState* job, const v1::StreamName& stream);
 
 // Ends a running attempt without a result: the task is PENDING, its stream is gone.
 void EndAttempt(JobState* job, int task);

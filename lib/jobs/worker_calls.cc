@@ -244,14 +244,19 @@ absl::StatusOr<v1::HeartbeatResponse> CoreImpl::Heartbeat(Now now,
   }
   if (worker->slot && worker->slot->revoked && !lists_slot) ClearSlot(worker);
 
-  // A lost reply is made good by the next ones: after a whole TTL without any reply the worker is
-  // lost anyway.
+  // Orders are repeated until acknowledged, or for long enough where the worker knows no
+  // acknowledgement.
+  const int64_t acknowledged = request.acknowledged_order();
+  worker->acknowledges |= acknowledged > 0;
   auto& orders = worker->free_orders;
   orders.erase(std::remove_if(orders.begin(), orders.end(),
                               [&](const FreeOrder& order) {
-                                return now_.monotonic - order.since > options_.lease_ttl;
+                                return order.number <= acknowledged ||
+                                       (!worker->acknowledges &&
+                                        now_.monotonic - order.since > 4 * options_.lease_ttl);
                               }),
                orders.end());
+  response.set_order(worker->last_order);
   for (const FreeOrder& order : orders) *response.add_freed() = order.stream;
   for (const auto& [id, job] : jobs_) {
     if (job.job().state() != v1::Job::QUEUED && !IsTerminal(job.job().state())) {
@@ -411,7 +416,11 @@ void CoreImpl::ApplyInputLost(JobState* job, int index, const v1::FinishTaskRequ
   if (job->job().state() != v1::Job::RUNNING) return;
   for (const v1::StreamName& stream : lost) {
     const auto found = job->task_index.find(StrCat(job->name(), "/tasks/", stream.task()));
-    if (found == job->task_index.end() || !DropLane(job, stream)) continue;
+    const std::vector<FreedLane> dropped = DropLane(job, stream);
+    if (dropped.empty()) continue;
+    for (const FreedLane& lane : dropped) {
+      fleet_.QueueFree(lane.session, lane.stream, now_.monotonic);
+    }
     TaskState& producer = job->tasks[found->second];
     if (!producer.running() || producer.task().attempt() != stream.attempt()) continue;
     if (WorkerState* at = fleet_.FindSession(producer.record.session()); at && at->slot) {

@@ -47,6 +47,7 @@ struct Simulation::Worker {
   };
   std::map<std::string, Stream> streams;  // by Key
   std::set<std::string> freed;
+  int64_t acknowledged = 0;
 };
 
 Simulation::Simulation(SimulationOptions options, Fault fault)
@@ -177,6 +178,7 @@ void Simulation::ForgetProcess(Worker* worker) {
   worker->finish.reset();
   worker->streams.clear();
   worker->freed.clear();
+  worker->acknowledged = 0;
 }
 
 // --- steps ---
@@ -267,6 +269,7 @@ void Simulation::Register(Worker* worker) {
 void Simulation::Heartbeat(Worker* worker) {
   v1::HeartbeatRequest request;
   request.set_session(worker->session);
+  request.set_acknowledged_order(worker->acknowledged);
   if (worker->running) {
     v1::AttemptProgress& progress = *request.add_running();
     progress.set_task(worker->running->lease.task());
@@ -280,6 +283,7 @@ void Simulation::Heartbeat(Worker* worker) {
   worker->next_heartbeat = clock_.Monotonic() + kHeartbeat;
   if (!answer->ok()) return ForgetProcess(worker);  // fenced: it starts anew
   for (const v1::StreamName& freed : (*answer)->freed()) Obey(worker, freed);
+  worker->acknowledged = (*answer)->order();
   for (const v1::AttemptProgress& revoked : (*answer)->revoked()) {
     if (!worker->running || worker->running->lease.task() != revoked.task() ||
         worker->running->lease.attempt() != revoked.attempt()) {
@@ -504,7 +508,10 @@ void Simulation::CheckHeld(const Worker& worker) {
   for (const auto& [key, stream] : worker.streams) {
     if (key.find("|stat/") != std::string::npos) stages.insert(key.substr(0, key.find('|')));
   }
-  most_stages_held_ = std::max(most_stages_held_, static_cast<int>(stages.size()));
+  if (options_.small_memory && stages.size() > 1) {
+    Violation(StrCat("more statistics than fit: ", worker.name, ", ", *stages.begin(), ", ",
+                     *stages.rbegin()));
+  }
 }
 
 // --- the service's part ---

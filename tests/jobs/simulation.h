@@ -68,8 +68,6 @@ class Simulation {
   int calls() const { return calls_; }
   const std::vector<std::string>& violations() const { return violations_; }
   CoordinatorCore& core() { return *core_; }
-  // Most stages whose statistics one worker held at once.
-  int most_stages_held() const { return most_stages_held_; }
   // SolveLinear attempts run by a worker other than the one that held the statistic.
   int pulled_solves() const { return pulled_solves_; }
   // State of job and tasks, for a failing test's message.
@@ -123,7 +121,6 @@ class Simulation {
   int renames_ = 0;
   int calls_ = 0;
   int turn_ = 0;
-  int most_stages_held_ = 0;
   int pulled_solves_ = 0;
   std::vector<std::string> violations_;
 };
