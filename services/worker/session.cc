@@ -122,6 +122,7 @@ absl::Status Session::Register(absl::Duration total) {
             std::max(FromProto(response.heartbeat_interval()), absl::Milliseconds(1));
         lease_ttl_ = FromProto(response.lease_ttl());
         renewed_ = sent;
+        order_ = 0;
         // Read tokens and orders of this coordinator come with a heartbeat.
         beat_now_ = true;
         wake_.notify_all();
@@ -313,6 +314,7 @@ bool Session::Beat() {
   {
     std::lock_guard lock(mutex_);
     request.set_session(id_);
+    request.set_acknowledged_order(order_);
     if (running_ != nullptr) *request.add_running() = running_->progress();
     deadline = std::clamp(lease_ttl_ / 3, absl::Milliseconds(1), heartbeat_interval_);
   }
@@ -341,6 +343,10 @@ bool Session::Beat() {
     }
   }
   handler_->Orders(response);
+  {
+    std::lock_guard lock(mutex_);
+    if (id_ == request.session()) order_ = response.order();
+  }
   if (response.drain()) Drain();
   return true;
 }

@@ -155,6 +155,7 @@ class Session {
   // Shared with the compute thread's frame: the heartbeat thread may still look at it when it ends.
   std::shared_ptr<Attempt> running_;
   grpc::ClientContext* polling_ = nullptr;
+  int64_t order_ = 0;  // of the last orders carried out in this session
   bool beat_now_ = false;
   bool silent_ = false;  // the last heartbeat was not answered; heartbeat thread only
   bool ended_ = false;
