@@ -9,7 +9,8 @@
 // machines with FMA.
 
 #include <cstdint>
-#include <vector>
+
+#include "lib/kernels/aligned_floats.h"
 
 namespace gradq::kernels {
 
@@ -26,13 +27,13 @@ class PanelMatrix {
 
   int64_t columns() const { return columns_; }
   int64_t panels() const { return (columns_ + kPanelColumns - 1) / kPanelColumns; }
-  const float* panel(int64_t index) const { return begin() + index * columns_ * kPanelColumns; }
+  const float* panel(int64_t index) const {
+    return storage_.data() + index * columns_ * kPanelColumns;
+  }
 
  private:
-  const float* begin() const;
-
   int64_t columns_ = 0;
-  std::vector<float> storage_;
+  AlignedFloats storage_;
 };
 
 // Pointers to one tile; all arrays are [length][kTileRows] fp32, 64-byte aligned. Rows that don't

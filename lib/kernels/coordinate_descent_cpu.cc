@@ -6,8 +6,8 @@
 namespace gradq::kernels {
 
 PanelMatrix::PanelMatrix(const float* matrix, int64_t columns) : columns_(columns) {
-  storage_.assign(panels() * columns * kPanelColumns + 16, 0.0f);
-  float* out = const_cast<float*>(begin());
+  storage_ = AlignedFloats(panels() * columns * kPanelColumns);
+  float* out = storage_.data();
   for (int64_t panel = 0; panel < panels(); ++panel) {
     const int64_t first = panel * kPanelColumns;
     const int64_t width = std::min<int64_t>(kPanelColumns, columns - first);
@@ -15,11 +15,6 @@ PanelMatrix::PanelMatrix(const float* matrix, int64_t columns) : columns_(column
       std::copy_n(matrix + k * columns + first, width, out + (panel * columns + k) * kPanelColumns);
     }
   }
-}
-
-const float* PanelMatrix::begin() const {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(storage_.data());
-  return reinterpret_cast<const float*>((address + 63) / 64 * 64);
 }
 
 namespace reference {

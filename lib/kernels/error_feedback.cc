@@ -57,7 +57,7 @@ void SubtractExplained(double* matrix, int64_t n, int64_t i, int64_t first, int6
   last = std::min(last, i + 1);
   double dots[4];
   for (int64_t j = first; j < last; j += 4) {
-    // Rows past `last` are read (they exist up to n) and not used.
+    // Always four rows; n > kBlock where this is called.
     const int64_t from = std::min(j, n - 4);
     HWY_DYNAMIC_DISPATCH(DotsTarget)(row, matrix + from * n, n, first, dots);
     for (int64_t c = j; c < std::min(j + 4, last); ++c) row[c] -= dots[c - from];
@@ -110,8 +110,7 @@ bool FeedbackFactor(const float* h, int64_t columns, double load, std::span<cons
                     ThreadPool* pool, std::vector<float>* factor) {
   // U D Uᵀ of H is the Cholesky factor of H with rows and columns reversed.
   const int64_t n = columns;
-  // At least four rows, so that the four-row dot products never leave the array.
-  std::vector<double> lower(std::max<int64_t>(n, 4) * n, 0.0);
+  std::vector<double> lower(n * n, 0.0);
   for (int64_t i = 0; i < n; ++i) {
     const float* row = h + static_cast<int64_t>(order[n - 1 - i]) * n;
     for (int64_t j = 0; j <= i; ++j) lower[i * n + j] = row[order[n - 1 - j]];

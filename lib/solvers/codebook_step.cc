@@ -5,12 +5,15 @@
 #include <cmath>
 
 #include "lib/format/packing.h"
+#include "lib/kernels/codebook_sums.h"
+#include "lib/kernels/coordinate_descent.h"
 
 namespace gradq {
 namespace {
 
 // Of the mean diagonal of PᵀHP over used codewords; about the rounding error of fp32 sums.
 constexpr double kCodebookRidge = 1e-7;
+constexpr double kPublishedRidge = 1e-7;
 
 // Cholesky factor in place; false at a pivot that is not positive.
 bool Factor(std::span<double> a, size_t n) {
@@ -42,8 +45,8 @@ void SortByCode(std::span<const uint8_t> codes, int levels, std::vector<int32_t>
   for (size_t j = 0; j < codes.size(); ++j) (*order)[next[codes[j]]++] = static_cast<int32_t>(j);
 }
 
-void CorrectCodebook(std::span<double> gram, std::span<const double> slope,
-                     std::span<double> centers) {
+void CorrectCodebook(std::span<const double> gram, std::span<const double> slope,
+                     CodebookRidge ridge, std::span<double> centers) {
   const size_t n = centers.size();
   double trace = 0.0;
   size_t used = 0;
@@ -53,12 +56,15 @@ void CorrectCodebook(std::span<double> gram, std::span<const double> slope,
   }
   if (used == 0 || !(trace > 0.0)) return;
   const double mean = trace / static_cast<double>(used);
+  const bool published = ridge == CodebookRidge::kPublished;
   std::vector<double> factor(n * n);
-  for (double ridge = kCodebookRidge; ridge < 1e3; ridge *= 10.0) {
+  std::vector<double> x(n);
+  for (double lambda = published ? kPublishedRidge : kCodebookRidge * mean; lambda < 1e3 * mean;
+       lambda *= 10.0) {
     std::copy(gram.begin(), gram.end(), factor.begin());
-    for (size_t q = 0; q < n; ++q) factor[q * n + q] += ridge * mean;
+    for (size_t q = 0; q < n; ++q) factor[q * n + q] += lambda;
     if (!Factor(factor, n)) continue;
-    std::vector<double> x(slope.begin(), slope.end());
+    for (size_t q = 0; q < n; ++q) x[q] = slope[q] + (published ? lambda * centers[q] : 0.0);
     for (size_t i = 0; i < n; ++i) {
       for (size_t k = 0; k < i; ++k) x[i] -= factor[i * n + k] * x[k];
       x[i] /= factor[i * n + i];
@@ -69,6 +75,39 @@ void CorrectCodebook(std::span<double> gram, std::span<const double> slope,
     }
     for (size_t q = 0; q < n; ++q) centers[q] -= x[q];
     return;
+  }
+}
+
+RowCodebookStep::RowCodebookStep(int64_t columns, int levels)
+    : columns_(columns),
+      levels_(levels),
+      codes_(columns),
+      error_(columns),
+      scratch_(levels * kernels::kCodebookChunk),
+      order_(columns),
+      centers_(levels),
+      gram_(levels * levels),
+      slope_(levels) {}
+
+void RowCodebookStep::Update(const float* h, int row, const float* weight, const uint8_t* codes,
+                             CodebookRidge ridge, float* error, float* table) {
+  using kernels::kTileRows;
+  for (int64_t j = 0; j < columns_; ++j) {
+    codes_[j] = codes[j * kTileRows + row];
+    error_[j] = error[j * kTileRows + row];
+  }
+  SortByCode(codes_, levels_, &order_, &begin_);
+  kernels::CodebookSums(h, columns_, order_.data(), begin_.data(), codes_.data(), error_.data(),
+                        levels_, scratch_.data(), gram_.data(), slope_.data());
+  for (int q = 0; q < levels_; ++q) centers_[q] = table[q * kTileRows + row];
+  CorrectCodebook(gram_, slope_, ridge, centers_);
+  for (int64_t j = 0; j < columns_; ++j) {
+    error[j * kTileRows + row] =
+        static_cast<float>(centers_[codes_[j]]) - weight[j * kTileRows + row];
+  }
+  std::sort(centers_.begin(), centers_.end());
+  for (int q = 0; q < levels_; ++q) {
+    table[q * kTileRows + row] = static_cast<float>(centers_[q]);
   }
 }
 

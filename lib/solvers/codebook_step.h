@@ -13,12 +13,40 @@ namespace gradq {
 void SortByCode(std::span<const uint8_t> codes, int levels, std::vector<int32_t>* order,
                 std::vector<int32_t>* begin);
 
-// centers += −(G + λI)⁻¹ · slope with G = PᵀHP [levels, levels] and slope = PᵀH(P·centers − w): the
-// minimum of δᵀHδ over the codebook (GuidedQuant, codebook step) as a correction of the current
-// one, so that the ridge λ, a small share of G's mean diagonal, pulls towards it and codewords
-// without weights keep their place. `gram` is overwritten.
-void CorrectCodebook(std::span<double> gram, std::span<const double> slope,
-                     std::span<double> centers);
+enum class CodebookRidge {
+  // λ a small share of the mean diagonal of PᵀHP, pulling towards the current codebook: codewords
+  // without weights keep their place.
+  kRelative,
+  // λ = 1e-7 pulling towards 0, as published: codewords without weights become 0.
+  kPublished,
+};
+
+// centers += the minimiser of δᵀHδ over codebooks minus the current one: −(G + λI)⁻¹ · slope for
+// kRelative, with G = PᵀHP [levels, levels] and slope = PᵀH(P·centers − w) (GuidedQuant, codebook
+// step; as a correction, so that rounding errors of G only touch the improvement). When G + λI is
+// not positive definite, λ grows tenfold until it is.
+void CorrectCodebook(std::span<const double> gram, std::span<const double> slope,
+                     CodebookRidge ridge, std::span<double> centers);
+
+// The codebook step of single rows of a tile; keeps its scratch memory. One thread at a time.
+class RowCodebookStep {
+ public:
+  RowCodebookStep(int64_t columns, int levels);
+
+  // Of `row` in a tile (lib/kernels/coordinate_descent.h): `error` [columns][kTileRows] = ŵ − w of
+  // `codes` [columns][kTileRows] and `table` [levels][kTileRows]. Writes the row's new table in
+  // ascending order and its error. `h` row-major [columns, columns].
+  void Update(const float* h, int row, const float* weight, const uint8_t* codes,
+              CodebookRidge ridge, float* error, float* table);
+
+ private:
+  int64_t columns_;
+  int levels_;
+  std::vector<uint8_t> codes_;
+  std::vector<float> error_, scratch_;
+  std::vector<int32_t> order_, begin_;
+  std::vector<double> centers_, gram_, slope_;
+};
 
 // Index of the codeword nearest to each weight, the lower one on a tie. `table` ascending.
 void AssignNearest(std::span<const float> weights, std::span<const float> table,

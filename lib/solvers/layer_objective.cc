@@ -18,8 +18,8 @@ double LayerObjective(const LayerProblem& problem, std::span<const at::Tensor> m
   const float* weight = problem.weight.const_data_ptr<float>();
   const float* result = quantized.const_data_ptr<float>();
   std::vector<double> forms(groups.rows);
-  std::vector<std::vector<float>> errors(pool->threads(),
-                                         std::vector<float>(columns * kTileRows + 16));
+  std::vector<kernels::AlignedFloats> errors(pool->threads());
+  for (kernels::AlignedFloats& error : errors) error = kernels::AlignedFloats(columns * kTileRows);
   kernels::PanelMatrix panels;
   for (int k = 0; k < groups.groups; ++k) {
     if (k == 0 || matrices.size() > 1) {
@@ -27,8 +27,7 @@ double LayerObjective(const LayerProblem& problem, std::span<const at::Tensor> m
     }
     const int64_t first = groups.begin(k), end = groups.begin(k + 1);
     pool->ParallelFor((end - first + kTileRows - 1) / kTileRows, [&](int64_t tile, int worker) {
-      const uintptr_t address = reinterpret_cast<uintptr_t>(errors[worker].data());
-      float* error = reinterpret_cast<float*>((address + 63) / 64 * 64);
+      float* error = errors[worker].data();
       std::fill_n(error, columns * kTileRows, 0.0f);
       const int64_t begin = first + tile * kTileRows;
       const int64_t rows = std::min<int64_t>(kTileRows, end - begin);

@@ -26,12 +26,13 @@ struct FeedbackOrder {
 };
 
 struct LnqGroup {
-  const float* matrix = nullptr;  // H, row-major [columns, columns]; borrowed
+  const float* matrix = nullptr;  // H, row-major [columns, columns]; borrowed, or `loaded`
   int64_t columns = 0;
   kernels::PanelMatrix panels;
   std::vector<float> inverse_diagonal;  // 0 for dead inputs
   std::vector<float> kmeans_weight;     // diag(H), not below 0
   std::vector<FeedbackOrder> orders;    // empty for the published solver
+  std::vector<float> loaded;            // published solver: H with a diagonal load
   std::vector<double> damping;          // loads tried because H is not positive definite
 };
 

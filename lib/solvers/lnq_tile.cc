@@ -8,8 +8,6 @@
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/format/packing.h"
-#include "lib/kernels/codebook_sums.h"
-#include "lib/solvers/codebook_step.h"
 
 namespace gradq {
 namespace {
@@ -18,18 +16,13 @@ using kernels::kTileRows;
 
 constexpr float kLargestHalf = 65504.0f;
 
-float* Align(std::vector<float>* storage, int64_t floats) {
-  storage->assign(floats + 16, 0.0f);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(storage->data());
-  return reinterpret_cast<float*>((address + 63) / 64 * 64);
-}
-
 }  // namespace
 
 LnqTile::LnqTile(int64_t columns, const LnqSettings& settings)
-    : columns_(columns), settings_(settings) {
+    : columns_(columns), settings_(settings), step_(columns, settings.levels) {
   const int64_t panel = columns * kTileRows, levels = settings.levels * kTileRows;
-  float* next = Align(&storage_, 4 * panel + 4 * levels);
+  storage_ = kernels::AlignedFloats(4 * panel + 4 * levels);
+  float* next = storage_.data();
   const auto take = [&next](int64_t floats) { return std::exchange(next, next + floats); };
   weight_ = take(panel);
   midpoint_ = take(levels);
@@ -39,14 +32,8 @@ LnqTile::LnqTile(int64_t columns, const LnqSettings& settings)
   }
   codes_.resize(panel);
   row_values_.resize(columns);
-  row_error_.resize(columns);
   row_codes_.resize(columns);
-  order_.resize(columns);
-  begin_.resize(settings.levels + 1);
-  scratch_.resize(settings.levels * kernels::kCodebookChunk);
   centers_.resize(settings.levels);
-  gram_.resize(settings.levels * settings.levels);
-  slope_.resize(settings.levels);
 }
 
 kernels::RowTile LnqTile::View(const Solution& solution) {
@@ -114,24 +101,8 @@ bool LnqTile::CodebookStep(const LnqGroup& group) {
   SetMidpoints(candidate_);
   kernels::RoundToNearest(columns_, View(candidate_), trial_.error, codes_.data());
   for (int row = 0; row < rows_; ++row) {
-    for (int64_t j = 0; j < columns_; ++j) {
-      row_codes_[j] = codes_[j * kTileRows + row];
-      row_error_[j] = candidate_.error[j * kTileRows + row];
-    }
-    SortByCode(row_codes_, settings_.levels, &order_, &begin_);
-    kernels::CodebookSums(group.matrix, columns_, order_.data(), begin_.data(), row_codes_.data(),
-                          row_error_.data(), settings_.levels, scratch_.data(), gram_.data(),
-                          slope_.data());
-    for (int q = 0; q < settings_.levels; ++q) centers_[q] = candidate_.table[q * kTileRows + row];
-    CorrectCodebook(gram_, slope_, centers_);
-    for (int64_t j = 0; j < columns_; ++j) {
-      candidate_.error[j * kTileRows + row] =
-          static_cast<float>(centers_[row_codes_[j]]) - weight_[j * kTileRows + row];
-    }
-    std::sort(centers_.begin(), centers_.end());
-    for (int q = 0; q < settings_.levels; ++q) {
-      candidate_.table[q * kTileRows + row] = static_cast<float>(centers_[q]);
-    }
+    step_.Update(group.matrix, row, weight_, codes_.data(), CodebookRidge::kRelative,
+                 candidate_.error, candidate_.table);
   }
   Evaluate(group, &candidate_);
   return Keep(candidate_, &best_);

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "lib/kernels/coordinate_descent.h"
 #include "lib/kernels/kmeans1d.h"
+#include "lib/solvers/codebook_step.h"
 #include "lib/solvers/lnq_group.h"
 
 namespace gradq {
@@ -61,16 +62,16 @@ class LnqTile {
   LnqSettings settings_;
   int rows_ = 0;
   const std::function<bool()>* cancelled_ = nullptr;
-  std::vector<float> storage_;
+  kernels::AlignedFloats storage_;
   float* weight_ = nullptr;    // [columns][32]
   float* midpoint_ = nullptr;  // [levels][32]
   Solution best_, candidate_, trial_;
   std::vector<uint8_t> codes_;  // [columns][32]
-  std::vector<float> row_values_, row_error_, scratch_;
+  std::vector<float> row_values_;
   std::vector<uint8_t> row_codes_;
-  std::vector<int32_t> order_, begin_;
-  std::vector<double> centers_, gram_, slope_;
+  std::vector<double> centers_;
   kernels::Kmeans1dWorkspace kmeans_;
+  RowCodebookStep step_;
 };
 
 }  // namespace gradq

@@ -33,12 +33,13 @@ std::vector<TileTask> CutRows(const GroupPartition& groups) {
 }  // namespace
 
 absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const SolveContext& context) {
+  if (OptionWord(problem.options, "solver") == "published")
+    return SolveLnqPublished(problem, context);
   const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
   LnqSettings settings;
   settings.levels = 1 << problem.bits;
   settings.iterations = OptionInt(problem.options, "iterations");
   settings.cycles = OptionInt(problem.options, "cycles");
-  settings.published = OptionWord(problem.options, "solver") == "published";
 
   // One matrix serves all groups in the plain objective.
   const std::vector<at::Tensor> matrices = problem.objective == Objective::kPlain

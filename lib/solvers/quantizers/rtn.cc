@@ -11,9 +11,11 @@ namespace gradq {
 namespace {
 
 constexpr float kSmallestHalf = 0x1p-24f;
+constexpr float kSmallestNormalHalf = 0x1p-14f;
 
 struct AffineGrid {
-  uint16_t scale = 0;  // fp16 bits
+  uint16_t scale = 0;    // fp16 bits
+  float divisor = 0.0f;  // turns weights into codes
   uint8_t zero_point = 0;
 };
 
@@ -27,8 +29,12 @@ AffineGrid GridOf(const float* weights, int64_t count, int highest) {
   // Halved first: the difference of two finite weights need not be finite.
   const float range = high / static_cast<float>(highest) - low / static_cast<float>(highest);
   AffineGrid grid;
-  grid.scale = Float16Bits(low == high ? 1.0f : std::max(range, kSmallestHalf));
-  const float zero = std::nearbyint(-low / Float16Value(grid.scale));
+  // Codes come from the exact step, as is the custom; its fp16 rounding is then a common factor of
+  // all weights. Not so where fp16 keeps few digits of it.
+  grid.divisor = low == high ? 1.0f : std::max(range, kSmallestHalf);
+  grid.scale = Float16Bits(grid.divisor);
+  if (grid.divisor < kSmallestNormalHalf) grid.divisor = Float16Value(grid.scale);
+  const float zero = std::nearbyint(-low / grid.divisor);
   grid.zero_point = static_cast<uint8_t>(std::clamp(zero, 0.0f, static_cast<float>(highest)));
   return grid;
 }
@@ -54,9 +60,9 @@ absl::StatusOr<QuantizedLinear> SolveRtn(const LayerProblem& problem, const Solv
       const AffineGrid grid = GridOf(values + first, last - first, highest);
       linear.scale[row * grids + g] = grid.scale;
       linear.zero_point[row * grids + g] = grid.zero_point;
-      const float scale = Float16Value(grid.scale);
       for (int64_t j = first; j < last; ++j) {
-        const float code = std::nearbyint(values[j] / scale) + static_cast<float>(grid.zero_point);
+        const float code =
+            std::nearbyint(values[j] / grid.divisor) + static_cast<float>(grid.zero_point);
         codes[row * columns + j] =
             static_cast<uint8_t>(std::clamp(code, 0.0f, static_cast<float>(highest)));
       }
