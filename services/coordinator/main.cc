@@ -1,9 +1,12 @@
 // gradq-coordinator: jobs, leases and artifacts behind one gRPC port, probes and metrics behind an
 // HTTP port.
 
+#include <unistd.h>
+
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "lib/base/logging.h"
 #include "services/coordinator/coordinator.h"
@@ -54,6 +57,12 @@ int Serve(const ServerFlags& flags, const CoordinatorOptions& options,
   while (Signals::Wait(absl::Hours(1)) == 0) {
   }
   LogInfo("shutting down");
+  std::thread([] {  // a second signal: at once
+    while (Signals::Wait(absl::Hours(1)) == 0) {
+    }
+    _exit(1);
+  })
+      .detach();
   (*server)->SetServing(false);
   if (http != nullptr) http->SetReady(false);
   (*coordinator)->BeginShutdown();

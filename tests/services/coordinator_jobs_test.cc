@@ -382,6 +382,54 @@ TEST_F(CoordinatorJobs, ARestartLosesNothing) {
   EXPECT_TRUE(Artifact::Open(*OpenLocalFolder(Output())).ok());
 }
 
+// The coordinator dies between the rename of the artifact and the record of it.
+TEST_F(CoordinatorJobs, AnArtifactThatStandsIsRecognised) {
+  namespace fs = std::filesystem;
+  const std::string data = temporary_ / "data";
+  const auto created = Create(Spec());
+  ASSERT_TRUE(created.ok()) << created.status();
+  {
+    FakeWorker worker = MakeWorker();
+    for (int i = 0; i < 10; ++i) {
+      const auto lease = worker.Lease(absl::Seconds(5));
+      ASSERT_TRUE(lease.ok() && lease->has_value());
+      ASSERT_TRUE(worker.Work(**lease).ok());
+    }
+  }
+  StopServer();
+  fs::copy(data, temporary_ / "before", fs::copy_options::recursive);
+  StartServer();
+  const auto finish = [&] {
+    FakeWorker worker = MakeWorker();
+    EXPECT_TRUE(worker.WorkUntilIdle(absl::Milliseconds(500)).ok());
+    return *WaitForEnd(created->name());
+  };
+  const v1::Job first = finish();
+  ASSERT_EQ(first.state(), v1::Job::SUCCEEDED) << first.message();
+
+  // The state before, the artifact after, and the note that connects them.
+  StopServer();
+  const std::string note = "/jobs/1/publication.json";
+  const std::string text = *ReadFile(data + note);
+  fs::remove_all(data);
+  fs::copy(temporary_ / "before", data, fs::copy_options::recursive);
+  ASSERT_TRUE(WriteFileAtomically(data + note, text).ok());
+  StartServer();
+  const v1::Job second = finish();
+  EXPECT_EQ(second.state(), v1::Job::SUCCEEDED) << second.message();
+  EXPECT_EQ(second.artifact_digest(), first.artifact_digest());
+
+  // Without the note it is someone else's folder, and is kept.
+  StopServer();
+  fs::remove_all(data);
+  fs::copy(temporary_ / "before", data, fs::copy_options::recursive);
+  StartServer();
+  const v1::Job third = finish();
+  EXPECT_EQ(third.state(), v1::Job::FAILED);
+  EXPECT_EQ(third.code(), static_cast<int>(absl::StatusCode::kAlreadyExists)) << third.message();
+  EXPECT_EQ(*FolderDigest(Output()), first.artifact_digest());
+}
+
 TEST_F(CoordinatorJobs, EventsAndTasksAreListed) {
   const auto created = Create(Spec());
   FakeWorker worker = MakeWorker();
