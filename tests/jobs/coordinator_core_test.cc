@@ -338,6 +338,20 @@ TEST(Attempts, AFencedAttemptIsRefusedEverywhere) {
   EXPECT_EQ(harness.Lease(fresh)->attempt(), 2);
 }
 
+TEST(Attempts, AnEarlierAttemptOfTheSameSessionIsFencedToo) {
+  CoreHarness harness;
+  harness.Create(Staged(1));
+  const std::string w = harness.Register("w");
+  const auto first = harness.Lease(w);
+  ASSERT_TRUE(harness.Finish(w, *first, Outcome::STOPPED).ok());
+  const auto second = harness.Lease(w);
+  EXPECT_EQ(second->attempt(), 2);
+  EXPECT_EQ(harness.core->CheckAttempt(w, first->task(), 1).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(harness.Finish(w, *first).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(harness.Beat(w, {{*first, 1}}).revoked_size(), 1);
+  EXPECT_TRUE(harness.Finish(w, *second).ok());
+}
+
 TEST(Attempts, ARepeatedResultIsOkAndChangesNothing) {
   CoreHarness harness;
   harness.Create(Staged(1));
