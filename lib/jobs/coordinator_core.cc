@@ -153,13 +153,17 @@ void CoreImpl::AccruePhases(absl::Duration by) {
     v1::JobProgress& progress = *job.job().mutable_progress();
     auto& phases = *progress.mutable_phase_seconds();
     if (state == v1::Job::QUEUED) phases["queue"] += seconds;
-    std::set<std::string_view> running;
+    std::vector<std::string_view> running;  // phases, each once
+    bool computing = false;
     for (const TaskState& task : job.tasks) {
-      if (task.running()) running.insert(PhaseOf(task.task().spec()));
+      if (!task.running()) continue;
+      computing |= task.is_stage() || task.task().spec().has_solve_linear();
+      const std::string_view phase = PhaseOf(task.task().spec());
+      if (std::find(running.begin(), running.end(), phase) == running.end()) {
+        running.push_back(phase);
+      }
     }
     for (std::string_view phase : running) phases[std::string(phase)] += seconds;
-    const bool computing =
-        running.count("forward") + running.count("backward") + running.count("solve") > 0;
     if ((state == v1::Job::RUNNING || state == v1::Job::ASSEMBLING) && !computing) {
       progress.set_idle_seconds(progress.idle_seconds() + seconds);
     }

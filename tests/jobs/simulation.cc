@@ -86,6 +86,7 @@ void Simulation::Open() {
   auto opened = CoordinatorCore::Open(store_.get(), options, now());
   GRADQ_CHECK(opened.ok());
   core_ = *std::move(opened);
+  seen_ = -1;
   assembly_.reset();
 }
 
@@ -143,7 +144,9 @@ std::optional<Answer> Simulation::Call(Worker* worker, std::function<Answer()> c
     return std::nullopt;
   }
   if (chance(options_.lose / 2)) return std::nullopt;
+  const int64_t before = core_->changed();
   Answer answer = call();
+  if (core_->changed() != before) effective_calls_.push_back(number);
   if (fault == FaultKind::kRepeat || chance(options_.repeat)) {
     const absl::Duration delay =
         fault == FaultKind::kRepeat ? kTtl : kStep * static_cast<int>(random_() % 60);
@@ -185,12 +188,16 @@ void Simulation::ForgetProcess(Worker* worker) {
 
 bool Simulation::Run(int max_steps) {
   std::optional<absl::Duration> ended;
+  bool terminal = false;
   for (int step = 0; step < max_steps; ++step) {
     Step();
     if (!violations_.empty()) return false;
-    const v1::Job::State state = job().state();
-    const bool terminal =
-        state == v1::Job::SUCCEEDED || state == v1::Job::FAILED || state == v1::Job::CANCELLED;
+    if (core_->changed() != seen_) {
+      seen_ = core_->changed();
+      const v1::Job::State state = job().state();
+      terminal =
+          state == v1::Job::SUCCEEDED || state == v1::Job::FAILED || state == v1::Job::CANCELLED;
+    }
     if (terminal && !ended) ended = clock_.Monotonic();
     // Time for late messages and for the last orders to arrive.
     if (ended && clock_.Monotonic() - *ended > 3 * kTtl) {

@@ -65,6 +65,8 @@ class Simulation {
   v1::Job job() const;
   std::vector<v1::Task> tasks() const;
   std::vector<v1::Event> events() const;
+  // Numbers of the calls that changed something, and the number of all.
+  const std::vector<int>& effective_calls() const { return effective_calls_; }
   int calls() const { return calls_; }
   const std::vector<std::string>& violations() const { return violations_; }
   CoordinatorCore& core() { return *core_; }
@@ -120,6 +122,8 @@ class Simulation {
   bool removed_ = false;
   int renames_ = 0;
   int calls_ = 0;
+  std::vector<int> effective_calls_;
+  int64_t seen_ = -1;  // core_->changed() when the job's state was last looked at
   int turn_ = 0;
   int pulled_solves_ = 0;
   std::vector<std::string> violations_;
