@@ -242,20 +242,33 @@ void Coordinator::Perform(std::vector<Action> actions) {
 }
 
 void Coordinator::RunTicks() {
+  bool storing = true;
   while (!stopping_) {
-    const absl::Status status =
-        WithCore([](CoordinatorCore& core, Now now) { return core.Tick(now); });
-    if (!status.ok()) LogWarning("state not stored, will be tried again: ", status.message());
-    const absl::Duration deadline =
-        WithCore([](CoordinatorCore& core, Now) { return core.NextDeadline(); });
-    absl::Duration pause = std::min(kLongestTick, deadline - clock_.Monotonic());
-    // A failing store must not make this spin.
-    if (!status.ok()) pause = kLongestTick;
-    pause = std::max(pause, absl::Milliseconds(1));
+    {
+      // Changes from here on are seen by this tick or cause the next one; its own do not.
+      const std::lock_guard lock(tick_mutex_);
+      tick_due_ = false;
+    }
+    absl::Duration deadline;
+    const absl::Status status = WithCore(
+        [&](CoordinatorCore& core, Now now) {
+          absl::Status ticked = core.Tick(now);
+          deadline = core.NextDeadline();
+          return ticked;
+        },
+        /*wakes_ticks=*/false);
+    if (!status.ok() && storing) {
+      LogWarning("state not stored, tried again every second: ", status.message());
+    } else if (status.ok() && !storing) {
+      LogInfo("state is stored again");
+    }
+    storing = status.ok();
+    const absl::Duration pause =
+        storing ? std::clamp(deadline - clock_.Monotonic(), absl::Milliseconds(1), kLongestTick)
+                : kLongestTick;
     std::unique_lock lock(tick_mutex_);
     tick_wake_.wait_for(lock, absl::ToChronoMicroseconds(pause),
-                        [this] { return tick_due_ || stopping_; });
-    tick_due_ = false;
+                        [&] { return (tick_due_ && storing) || stopping_; });
   }
 }
 

@@ -53,7 +53,7 @@ class Coordinator {
   // Calls `use(core, now)` under the lock, then does what the core asked for and wakes long polls.
   // May block on the store.
   template <typename Use>
-  auto WithCore(Use&& use);
+  auto WithCore(Use&& use, bool wakes_ticks = true);
 
   // Slow: on the admission executor. Errors as in job_service.proto.
   absl::StatusOr<v1::Job> CreateJob(const v1::CreateJobRequest& request);
@@ -125,7 +125,7 @@ class Coordinator {
 };
 
 template <typename Use>
-auto Coordinator::WithCore(Use&& use) {
+auto Coordinator::WithCore(Use&& use, bool wakes_ticks) {
   std::vector<Action> actions;
   bool changed = false;
   auto result = [&] {
@@ -138,11 +138,11 @@ auto Coordinator::WithCore(Use&& use) {
   }();
   if (changed) {
     notifier_.Poke();
-    {
+    if (wakes_ticks) {
       const std::lock_guard lock(tick_mutex_);
       tick_due_ = true;
+      tick_wake_.notify_all();
     }
-    tick_wake_.notify_all();
   }
   Perform(std::move(actions));
   return result;
