@@ -130,6 +130,14 @@ INSTANTIATE_TEST_SUITE_P(
     }),
     [](const auto& info) { return info.param.name; });
 
+TEST(Rules, LeaveRawStringsAndNothingAfterThemAlone) {
+  const std::string wide(120, 'x');
+  EXPECT_EQ(LintWith("lib/base/a.cc", "a = R\"(\n" + wide + "\n)\";\nb = R\"(" + wide + ")\";\n"),
+            "");
+  EXPECT_THAT(LintWith("lib/base/a.cc", "a = R\"(\n)\";\n" + wide + "\n"),
+              HasSubstr(":3: more than 100 columns"));
+}
+
 TEST(Rules, CountCharactersAndNotBytes) {
   std::string line = "// ";
   for (int i = 0; i < 97; ++i) line += "≥";
