@@ -69,4 +69,10 @@ at::Tensor Pseudorandom(std::vector<int64_t> shape, uint32_t seed) {
   return tensor;
 }
 
+at::Tensor TokenTensor(const std::vector<int32_t>& ids, int64_t length) {
+  at::Tensor tensor = Empty({static_cast<int64_t>(ids.size()) / length, length}, at::kInt);
+  std::memcpy(tensor.mutable_data_ptr<int32_t>(), ids.data(), tensor.nbytes());
+  return tensor;
+}
+
 }  // namespace gradq

@@ -37,4 +37,7 @@ double ScaledDistance(const at::Tensor& actual, const at::Tensor& expected);
 // Values in [-1, 1) of a linear congruential generator.
 at::Tensor Pseudorandom(std::vector<int64_t> shape, uint32_t seed);
 
+// Token ids [sequences × length] as int32 [sequences, length].
+at::Tensor TokenTensor(const std::vector<int32_t>& ids, int64_t length);
+
 }  // namespace gradq
