@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "lib/base/digest.h"
+#include "lib/catalog/plan.h"
 #include "lib/format/inspect.h"
 #include "lib/format/packing.h"
 #include "lib/format/safetensors.h"
@@ -215,6 +216,27 @@ TEST(Artifact, AffineTensorsAreThoseOfCompressedTensors) {
           ((zeros.Word(r / factor * groups + j / 16) >> (r % factor * bits)) & 15) - 8;
       EXPECT_EQ(static_cast<float>(q - zero) * static_cast<float>(scale.Half(r * groups + j / 16)),
                 expected[r * in + j]);
+    }
+  }
+}
+
+TEST(Artifact, PlanKnowsItsSize) {
+  for (const char* method : {"lnq", "rtn"}) {
+    for (const int bits : {3, 8}) {
+      PlanInputs plan;
+      plan.method = method;
+      plan.bits = bits;
+      const Encoding encoding = (*FindQuantizer(method))->encoding;
+      Job job(FixturePath("docs-llama-6m"), encoding, bits, 128);
+      plan.geometry = job.original->geometry();
+      TemporaryFolder folder;
+      int64_t weights = 0;
+      ASSERT_TRUE(WriteArtifact(job.inputs, folder.path()).ok());
+      const auto header =
+          ReadSafetensorsHeader(**OpenLocalFile(folder.File("model.safetensors")), "");
+      for (const PlacedTensor& tensor : header->tensors) weights += tensor.info.bytes;
+      // The plan adds 8 MB for gradq.json, headers and tokenizer.
+      EXPECT_EQ(MakePlan(plan)->artifact_bytes, weights + 8'000'000) << method << bits;
     }
   }
 }
