@@ -78,12 +78,14 @@ absl::StatusOr<LnqGroup> PrepareLnqGroup(const float* matrix, int64_t columns,
     return group.kmeans_weight[a] > group.kmeans_weight[b];
   });
   std::vector<float> factor;
+  const bool regular = kernels::FeedbackFactor(matrix, columns, 0.0, natural, pool, &factor);
+  double load = kFeedbackLoad * mean;
+  if (!regular) group.damping.push_back(load);
   for (const std::vector<int32_t>& order : {natural, falling}) {
-    double load = kFeedbackLoad * mean;
     while (!kernels::FeedbackFactor(matrix, columns, load, order, pool, &factor)) {
-      group.damping.push_back(load);
       load *= 10.0;
       if (load > kLargestLoad * mean) return NotPositive(mean);
+      group.damping.push_back(load);
     }
     group.orders.push_back({order, kernels::PanelMatrix(factor.data(), columns)});
   }
