@@ -10,6 +10,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/format/checkpoint.h"
 #include "lib/transformer/block.h"
+#include "lib/transformer/fused_ops.h"
 
 namespace gradq {
 
@@ -33,6 +34,7 @@ absl::StatusOr<double> PlainPassSeconds(const std::string& folder,
   head.lm_head.set_requires_grad(true);
   const RotaryTable rotary = MakeRotaryTable(geometry, length, at::kCPU);
 
+  const PlainOps plain;  // a plain pass has none of the project's own kernels
   const auto start = std::chrono::steady_clock::now();
   const int64_t sequences = static_cast<int64_t>(tokens.size()) / length;
   for (int64_t first = 0; first < sequences; first += batch) {
