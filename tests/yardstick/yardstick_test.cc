@@ -38,7 +38,7 @@ void CheckRow(const YardstickRow& row) {
   EXPECT_LE(row.objective_ratio, (guided ? kGuidedShare : kPlainShare).at(row.bits));
 }
 
-Yardstick Run(const std::string& model, const std::function<bool(const YardstickRow&)>& wanted) {
+Yardstick RunModel(const std::string& model, const std::function<bool(const YardstickRow&)>& wanted) {
   const int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   EXPECT_TRUE(SetUpNumerics(threads, "cpu").ok());
   ThreadPool pool(threads);
@@ -48,7 +48,7 @@ Yardstick Run(const std::string& model, const std::function<bool(const Yardstick
 }
 
 TEST(Yardstick, TinyLlama) {
-  const Yardstick yardstick = Run("tiny-llama", {});
+  const Yardstick yardstick = RunModel("tiny-llama", {});
   EXPECT_NEAR(yardstick.dense_perplexity, yardstick.published_dense_perplexity, 5e-4);
   EXPECT_EQ(yardstick.rows.size(), 24u);
   for (const YardstickRow& row : yardstick.rows) CheckRow(row);
@@ -56,7 +56,7 @@ TEST(Yardstick, TinyLlama) {
 
 // The slower model, the rows that the README quotes; tests/bench/yardstick prints all of them.
 TEST(Yardstick, DocsLlama) {
-  const Yardstick yardstick = Run("docs-llama-6m", [](const YardstickRow& row) {
+  const Yardstick yardstick = RunModel("docs-llama-6m", [](const YardstickRow& row) {
     return row.groups == 4 && !row.method.ends_with("published");
   });
   EXPECT_NEAR(yardstick.dense_perplexity, yardstick.published_dense_perplexity, 5e-4);
