@@ -16,6 +16,7 @@
 #include "lib/pipeline/chunk_store.h"
 #include "lib/pipeline/stage_runner.h"
 #include "lib/transformer/numerics.h"
+#include "services/rpc/address.h"
 #include "services/rpc/flags.h"
 #include "services/rpc/port_file.h"
 #include "services/rpc/server.h"
@@ -99,6 +100,16 @@ absl::Status RunWorker(WorkerFlags flags) {
       {.device = flags.device, .insecure = flags.server.insecure, .memory_bytes = flags.memory},
       store.get(), &service, &pool);
 
+  if (flags.advertise.empty()) {
+    GRADQ_ASSIGN_OR_RETURN(const HostPort listening, ParseHostPort(server->address()));
+    if (listening.host == "0.0.0.0" || listening.host == "::") {
+      return absl::InvalidArgumentError(
+          StrCat("--listen names no host that others could reach, --advertise is needed: ",
+                 server->address()));
+    }
+    flags.advertise = server->address();
+  }
+
   SessionOptions options;
   options.coordinator = flags.coordinator;
   options.insecure = flags.server.insecure;
@@ -107,7 +118,7 @@ absl::Status RunWorker(WorkerFlags flags) {
   v1::RegisterWorkerRequest& about = options.registration;
   about.set_name(flags.name);
   about.set_kind(v1::Worker::COMPUTE);
-  about.set_advertise(flags.advertise.empty() ? server->address() : flags.advertise);
+  about.set_advertise(flags.advertise);
   about.set_device(flags.device);
   about.set_threads(flags.server.threads);
   about.set_memory_bytes(flags.memory);
