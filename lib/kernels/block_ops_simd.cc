@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "lib/kernels/block_ops.h"
+#include "lib/kernels/simd_target.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "lib/kernels/block_ops_simd.cc"

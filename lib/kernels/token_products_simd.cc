@@ -10,6 +10,7 @@
 
 #include "lib/base/status_macros.h"
 #include "lib/base/thread_pool.h"
+#include "lib/kernels/simd_target.h"
 #include "lib/kernels/token_products.h"
 #include "lib/kernels/triangle.h"
 

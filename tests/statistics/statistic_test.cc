@@ -10,12 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "hwy/targets.h"
 #include "lib/base/files.h"
 #include "lib/base/strings.h"
 #include "lib/base/thread_pool.h"
 #include "lib/catalog/groups.h"
 #include "lib/catalog/statistics.h"
 #include "lib/format/checkpoint.h"
+#include "lib/kernels/simd_target.h"
 #include "lib/kernels/token_products.h"
 #include "lib/kernels/triangle.h"
 #include "lib/statistics/statistic_internal.h"
@@ -113,6 +115,30 @@ TEST_P(StatisticTest, MatchesItsDefinition) {
           << CaseName(c) << ", " << actual[i].name;
     }
   }
+}
+
+// Every instruction set this processor and build have, not only the best.
+TEST_P(StatisticTest, MatchesItsDefinitionOnEveryTarget) {
+  ThreadPool pool(2);
+  const int64_t supported = hwy::SupportedTargets();
+  int targets = 0;
+  for (int64_t left = supported & HWY_TARGETS; left != 0; left &= left - 1, ++targets) {
+    hwy::SetSupportedTargetsForTest(left & -left);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    for (const Case& c : Cases()) {
+      auto statistic = MakeStatistic(GetParam(), c.out, c.in, c.groups, at::kCPU, &pool);
+      ASSERT_TRUE(statistic.ok());
+      const std::vector<StatisticTensor> actual = Accumulated(**statistic, c);
+      const std::vector<at::Tensor> expected = Oracle(GetParam(), c);
+      for (size_t i = 0; i < actual.size(); ++i) {
+        EXPECT_LT(ScaledDistance(actual[i].value, expected[i]), 3e-6)
+            << kernels::SimdTargetName() << ", " << CaseName(c) << ", " << actual[i].name;
+      }
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  EXPECT_GE(targets, 1);
 }
 
 TEST_P(StatisticTest, BitsDoNotDependOnThreads) {

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <functional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "lib/transformer/block.h"
@@ -129,6 +130,15 @@ TEST(NumericsTest, EnvironmentStandsAndNamesTheClass) {
   EXPECT_EQ(*numerics, *SetUpNumerics(1, "cuda:0"));
   EXPECT_EQ(at::get_num_threads(), 1);
   EXPECT_EQ(SetUpNumerics(0, "cpu").status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// The compute thread of a worker is not the one that calls SetUpNumerics.
+TEST(NumericsTest, ThreadCountHoldsOnEveryThread) {
+  ASSERT_TRUE(SetUpNumerics(3, "cpu").ok());
+  int threads = 0;
+  std::thread([&] { threads = at::get_num_threads(); }).join();
+  EXPECT_EQ(threads, 3);
+  ASSERT_TRUE(SetUpNumerics(2, "cpu").ok());
 }
 
 }  // namespace

@@ -137,6 +137,31 @@ TEST_P(StageTest, OnlyWantedLinearsAreObserved) {
   EXPECT_EQ(seen, (std::vector<std::pair<int, LinearKind>>{{0, LinearKind::kO}}));
 }
 
+// The form of CUDA devices: products in bf16, residual stream and dz in fp32.
+TEST_P(StageTest, Bfloat16ComputesCloseToFloat32) {
+  const Pass whole = RunStages(*checkpoint_, tokens_, {0}, false);
+  auto stage = Stage::Load(*checkpoint_, checkpoint_->geometry(),
+                           {.first_block = 1, .end_block = 2, .compute_dtype = at::kBFloat16});
+  ASSERT_TRUE(stage.ok());
+  auto before =
+      Stage::Load(*checkpoint_, checkpoint_->geometry(), {.first_block = 0, .end_block = 1});
+  ASSERT_TRUE(before.ok());
+  int seen = 0;
+  const Stage::Gradients result = (*stage)->ForwardBackward(
+      (*before)->Forward(tokens_), {}, tokens_, (*stage)->linears(), [&](const Observation& o) {
+        const auto& [x, dz] = whole.observed.at({o.block, o.kind});
+        EXPECT_EQ(o.x.scalar_type(), at::kFloat);
+        EXPECT_EQ(o.dz.scalar_type(), at::kFloat);
+        EXPECT_LT(ScaledDistance(o.x, x), 0.05) << LinearName(o.block, o.kind);
+        EXPECT_LT(ScaledDistance(o.dz, dz), 0.1) << LinearName(o.block, o.kind);
+        EXPECT_FALSE(BitEqual(o.dz, dz));
+        ++seen;
+      });
+  EXPECT_EQ(seen, kLinearsPerBlock);
+  EXPECT_EQ(result.dx.scalar_type(), at::kFloat);
+  EXPECT_NEAR(result.loss_sum, whole.loss_sum, 0.02 * whole.loss_sum);
+}
+
 class FixtureStageTest : public testing::TestWithParam<std::pair<std::string, int64_t>> {};
 
 TEST_P(FixtureStageTest, BitsDoNotDependOnThreads) {
