@@ -89,7 +89,7 @@ absl::StatusOr<std::optional<v1::Lease>> CoreImpl::TryLease(Now now, const std::
     GRADQ_RETURN_IF_ERROR(Flush());
     return UnknownSession(session);
   }
-  worker->last_seen = now_.monotonic;
+  // Not a sign of life: the service repeats a long poll by itself, also for a worker that died.
   // Only an idle worker asks: a revoked attempt has stopped.
   if (worker->slot && worker->slot->revoked) ClearSlot(worker);
   std::pair<JobState*, int> given{nullptr, -1};

@@ -112,6 +112,26 @@ TEST_P(EveryCall, Cancel) {
   });
 }
 
+// The other kinds of graphs and workers, under the faults that take most away.
+TEST_P(EveryCall, VariantsUnderDeathsStallsAndRestarts) {
+  if (GetParam().workers + GetParam().stages != 4) GTEST_SKIP() << "one diagonal is enough";
+  SimulationOptions plain = Options();
+  plain.objective = "plain";
+  SimulationOptions rtn = Options();
+  rtn.method = "rtn";
+  SimulationOptions small = Options();
+  small.small_memory = true;
+  SimulationOptions validated = Options();
+  validated.evaluation = true;
+  validated.inference_workers = 1;
+  for (const SimulationOptions& options : {plain, rtn, small, validated}) {
+    for (const FaultKind fault : {FaultKind::kDeathAfter, FaultKind::kStall, FaultKind::kRestart}) {
+      SCOPED_TRACE(StrCat(options.method, " ", options.objective, " ", options.evaluation));
+      ForEachCall(options, fault, ExpectSucceeded);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, EveryCall,
                          testing::Values(Shape{1, 1}, Shape{1, 2}, Shape{1, 3}, Shape{2, 1},
                                          Shape{2, 2}, Shape{2, 3}, Shape{3, 1}, Shape{3, 2},
