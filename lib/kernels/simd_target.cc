@@ -1,5 +1,7 @@
 #include "lib/kernels/simd_target.h"
 
+// As the kernels have it.
+#define HWY_DISABLED_TARGETS (HWY_SSE4 | HWY_SSSE3)
 #include "hwy/highway.h"
 
 namespace gradq::kernels {
