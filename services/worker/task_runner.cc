@@ -374,10 +374,11 @@ bool TaskRunner::NeedsRecompute(const v1::JobContext& context) const {
   inputs.chunk_sequences = context.plan().chunk_sequences();
   inputs.stages = context.plan().first_block_size();
   inputs.compute_bytes = context.spec().compute_dtype() == "bfloat16" ? 2 : 4;
+  inputs.worker_memory_bytes = options_.memory_bytes;
   const absl::StatusOr<Plan> plan = MakePlan(inputs);
-  if (!plan.ok()) return false;
-  return plan->weights_bytes + plan->activations_bytes + plan->statistics_bytes >
-         options_.memory_bytes;
+  // Too small for the plan: the coordinator thought otherwise, so it is tried as thriftily as can
+  // be.
+  return plan.ok() ? plan->recompute : absl::IsResourceExhausted(plan.status());
 }
 
 absl::StatusOr<LoadedStage*> TaskRunner::StageFor(const v1::JobContext& context,

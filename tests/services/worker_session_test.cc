@@ -4,7 +4,6 @@
 #include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
 
-#include <deque>
 #include <functional>
 #include <thread>
 
@@ -12,142 +11,13 @@
 #include "lib/base/strings.h"
 #include "services/rpc/server.h"
 #include "services/worker/session.h"
+#include "tests/services/worker_fake_coordinator.h"
 
 namespace gradq {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-class FakeCoordinator final : public v1::WorkerService::Service {
- public:
-  grpc::Status RegisterWorker(grpc::ServerContext*, const v1::RegisterWorkerRequest* request,
-                              v1::RegisterWorkerResponse* response) override {
-    std::lock_guard lock(mutex);
-    if (refuse) return {grpc::StatusCode::INVALID_ARGUMENT, "name not allowed"};
-    registered.push_back(request->name());
-    session = StrCat("s", registered.size());
-    response->set_session(session);
-    response->mutable_heartbeat_interval()->set_nanos(20'000'000);
-    response->mutable_lease_ttl()->set_nanos(300'000'000);
-    changed.notify_all();
-    return grpc::Status::OK;
-  }
-  grpc::Status LeaseTask(grpc::ServerContext* context, const v1::LeaseTaskRequest* request,
-                         v1::LeaseTaskResponse* response) override {
-    std::unique_lock lock(mutex);
-    for (int i = 0; i < 50 && !context->IsCancelled(); ++i) {
-      if (request->session() != session) return {grpc::StatusCode::NOT_FOUND, "session"};
-      if (!leases.empty()) {
-        *response->mutable_lease() = leases.front();
-        leases.pop_front();
-        return grpc::Status::OK;
-      }
-      changed.wait_for(lock, std::chrono::milliseconds(10));
-    }
-    return grpc::Status::OK;
-  }
-  grpc::Status Heartbeat(grpc::ServerContext*, const v1::HeartbeatRequest* request,
-                         v1::HeartbeatResponse* response) override {
-    std::lock_guard lock(mutex);
-    ++heartbeats;
-    if (silent) return {grpc::StatusCode::UNAVAILABLE, "away"};
-    if (request->session() != session) return {grpc::StatusCode::NOT_FOUND, "session"};
-    for (const auto& running : request->running()) {
-      progress = running;
-      if (revoke) *response->add_revoked() = running;
-    }
-    if (!token.empty()) (*response->mutable_read_tokens())["jobs/1"] = token;
-    response->set_drain(drain);
-    return grpc::Status::OK;
-  }
-  grpc::Status FinishTask(grpc::ServerContext*, const v1::FinishTaskRequest* request,
-                          v1::FinishTaskResponse*) override {
-    std::lock_guard lock(mutex);
-    if (lost_answers > 0) {
-      --lost_answers;
-      return {grpc::StatusCode::UNAVAILABLE, "away"};
-    }
-    finished.push_back(*request);
-    changed.notify_all();
-    if (fenced) return {grpc::StatusCode::ABORTED, "fenced"};
-    return grpc::Status::OK;
-  }
-  grpc::Status WriteShard(grpc::ServerContext*, grpc::ServerReader<v1::WriteShardRequest>* reader,
-                          v1::WriteShardResponse* response) override {
-    v1::WriteShardRequest request;
-    if (!reader->Read(&request)) return {grpc::StatusCode::INVALID_ARGUMENT, "empty"};
-    const std::string sha256 = request.sha256();
-    {
-      std::lock_guard lock(mutex);
-      if (lost_answers > 0) {
-        --lost_answers;
-        return {grpc::StatusCode::UNAVAILABLE, "away"};
-      }
-      if (fenced) return {grpc::StatusCode::ABORTED, "fenced"};
-    }
-    std::string bytes = request.data();
-    while (reader->Read(&request)) bytes += request.data();
-    if (Sha256Hex(bytes) != sha256) return {grpc::StatusCode::DATA_LOSS, "digest"};
-    std::lock_guard lock(mutex);
-    shards.push_back(bytes);
-    response->set_sha256(sha256);
-    return grpc::Status::OK;
-  }
-  grpc::Status ReadModel(grpc::ServerContext*, const v1::ReadModelRequest* request,
-                         grpc::ServerWriter<v1::FileChunk>* writer) override {
-    // Two bytes per piece, and the connection breaks after every piece while answers get lost.
-    const std::string text = "0123456789";
-    for (int64_t offset = request->offset(); offset < static_cast<int64_t>(text.size());
-         offset += 2) {
-      v1::FileChunk chunk;
-      chunk.set_file(request->file());
-      chunk.set_offset(offset);
-      chunk.set_total_size(static_cast<int64_t>(text.size()));
-      chunk.set_data(text.substr(static_cast<size_t>(offset), 2));
-      chunk.set_xxh3(Xxh3(chunk.data()));
-      writer->Write(chunk);
-      std::lock_guard lock(mutex);
-      if (lost_answers > 0) {
-        --lost_answers;
-        return {grpc::StatusCode::UNAVAILABLE, "away"};
-      }
-    }
-    return grpc::Status::OK;
-  }
-  grpc::Status DrainWorker(grpc::ServerContext*, const v1::DrainWorkerRequest* request,
-                           v1::DrainWorkerResponse*) override {
-    std::lock_guard lock(mutex);
-    drained.push_back(request->session());
-    return grpc::Status::OK;
-  }
-
-  template <typename Predicate>
-  void Wait(Predicate predicate) {
-    std::unique_lock lock(mutex);
-    ASSERT_TRUE(changed.wait_for(lock, std::chrono::seconds(20), predicate));
-  }
-  void Give(const std::string& task, int64_t attempt) {
-    v1::Lease lease;
-    lease.set_task(task);
-    lease.set_attempt(attempt);
-    std::lock_guard lock(mutex);
-    leases.push_back(lease);
-    changed.notify_all();
-  }
-
-  std::mutex mutex;
-  std::condition_variable changed;
-  std::string session;
-  bool refuse = false, silent = false, revoke = false, fenced = false, drain = false;
-  int lost_answers = 0;
-  int heartbeats = 0;
-  std::string token;
-  std::deque<v1::Lease> leases;
-  v1::AttemptProgress progress;
-  std::vector<std::string> registered, drained, shards;
-  std::vector<v1::FinishTaskRequest> finished;
-};
 
 class Handler : public LeaseHandler {
  public:
@@ -165,6 +35,7 @@ class Handler : public LeaseHandler {
       std::lock_guard lock(mutex);
       seen_token = token;
     }
+    for (const v1::StreamName& stream : response.freed()) freed = stream.job();
   }
 
   std::function<TaskOutcome(Attempt&)> work = [](Attempt&) { return Succeeded(); };
@@ -172,7 +43,7 @@ class Handler : public LeaseHandler {
   bool finishes = true;
   int sessions_lost = 0;
   std::mutex mutex;
-  std::string seen_token;
+  std::string seen_token, freed;
 
   static TaskOutcome Succeeded() {
     TaskOutcome outcome;
@@ -254,6 +125,21 @@ TEST_F(SessionTest, ProgressAndOrdersTravelWithHeartbeats) {
   End();
   EXPECT_EQ(coordinator_.progress.last_digest(), "01ff");
   EXPECT_EQ(handler_.seen_token, "secret");
+}
+
+TEST_F(SessionTest, CarriedOutOrdersAreAcknowledged) {
+  coordinator_.freed.emplace_back().set_job("jobs/1");
+  coordinator_.Give("jobs/1/tasks/a", 1);
+  handler_.work = [this](Attempt&) {
+    while (true) {
+      std::lock_guard lock(coordinator_.mutex);
+      if (coordinator_.acknowledged == 1) return Handler::Succeeded();
+    }
+  };
+  Start();
+  WaitFinished(1);
+  End();
+  EXPECT_EQ(handler_.freed, "jobs/1");
 }
 
 TEST_F(SessionTest, RevokedAttemptStopsAndItsStreamsAreDropped) {
@@ -390,6 +276,7 @@ TEST_F(SessionTest, ModelReadsResumeWhereTheConnectionBroke) {
   {
     std::lock_guard lock(coordinator_.mutex);
     coordinator_.lost_answers = 2;
+    coordinator_.files["model.safetensors"] = "0123456789";
   }
   std::string text;
   const absl::Status status =
