@@ -85,7 +85,7 @@ absl::StatusOr<std::string> FolderDigest(const std::string& folder) {
   return digest.FinishHex();
 }
 
-Assembler::Assembler(AssemblyHost host) : host_(std::move(host)), thread_([this] { Run(); }) {}
+Assembler::Assembler(const AssemblyHost* host) : host_(*host), thread_([this] { Run(); }) {}
 
 Assembler::~Assembler() {
   {
@@ -104,37 +104,22 @@ bool Assembler::stopping() {
 void Assembler::Enqueue(const std::string& job) {
   {
     const std::lock_guard lock(mutex_);
-    queue_.push_back({job, false});
-  }
-  wake_.notify_all();
-}
-
-void Assembler::EnqueueReport(const std::string& job) {
-  {
-    const std::lock_guard lock(mutex_);
-    queue_.push_back({job, true});
+    queue_.push_back(job);
   }
   wake_.notify_all();
 }
 
 void Assembler::Run() {
   while (true) {
-    Work work;
+    std::string job;
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
-      if (queue_.empty()) return;
-      work = std::move(queue_.front());
+      if (stopping_) return;
+      job = std::move(queue_.front());
       queue_.pop_front();
-      // Reports are short and their job is over; an assembly is begun again after a restart.
-      if (stopping_ && !work.report) continue;
     }
-    if (work.report) {
-      const absl::Status status = Report(work.job);
-      if (!status.ok()) LogWarning("cannot write the report of ", work.job, ": ", status.message());
-    } else {
-      Assemble(work.job);
-    }
+    Assemble(job);
   }
 }
 
@@ -214,12 +199,12 @@ absl::StatusOr<AssembleResult> Assembler::Make(const std::string& job) {
   return note.result;
 }
 
-absl::Status Assembler::Report(const std::string& job) {
-  GRADQ_ASSIGN_OR_RETURN(const v1::JobRecord record, host_.record(job));
+absl::Status WriteReport(const AssemblyHost& host, const std::string& job) {
+  GRADQ_ASSIGN_OR_RETURN(const v1::JobRecord record, host.record(job));
   const std::string folder = record.job().artifact_path();
   if (folder.empty() || !PathExists(folder)) return absl::OkStatus();
-  GRADQ_ASSIGN_OR_RETURN(const auto tasks, host_.tasks(job));
-  GRADQ_ASSIGN_OR_RETURN(const auto workers, host_.workers());
+  GRADQ_ASSIGN_OR_RETURN(const auto tasks, host.tasks(job));
+  GRADQ_ASSIGN_OR_RETURN(const auto workers, host.workers());
   return WriteFileAtomically(StrCat(folder, "/", kReportName),
                              ReportJson(record.job(), tasks, workers));
 }

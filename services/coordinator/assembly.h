@@ -1,14 +1,13 @@
 #pragma once
 
 // Makes artifacts: when every linear of a job has its durable shard, writes the folder beside its
-// final place, asks the core whether it may be renamed, renames, reports. After the job's end adds
-// report.json (what depends on the run: times, workers, measured losses). One thread.
+// final place, asks the core whether it may be renamed, renames, reports. One thread. After the
+// job's end report.json is added (what depends on the run: times, workers, measured losses).
 
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <mutex>
-#include <set>
 #include <string>
 #include <thread>
 
@@ -39,32 +38,29 @@ struct AssemblyHost {
 
 class Assembler {
  public:
-  explicit Assembler(AssemblyHost host);
+  // `host` must outlive this.
+  explicit Assembler(const AssemblyHost* host);
   // A running assembly stops at its next linear and is begun again after a restart.
   ~Assembler();
 
   void Enqueue(const std::string& job);
-  // The job reached its end with an artifact: write report.json.
-  void EnqueueReport(const std::string& job);
 
  private:
-  struct Work {
-    std::string job;
-    bool report = false;
-  };
   void Run();
   void Assemble(const std::string& job);
   absl::StatusOr<AssembleResult> Make(const std::string& job);
-  absl::Status Report(const std::string& job);
   bool stopping();
 
-  const AssemblyHost host_;
+  const AssemblyHost& host_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<Work> queue_;
+  std::deque<std::string> queue_;
   bool stopping_ = false;
   std::thread thread_;
 };
+
+// Adds report.json to the artifact of a job that has ended. Nothing when the artifact is gone.
+absl::Status WriteReport(const AssemblyHost& host, const std::string& job);
 
 // SHA-256 over the sorted "name size sha256\n" lines of a folder's files, report.json left out (as
 // ArtifactSummary::digest).

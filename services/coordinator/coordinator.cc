@@ -90,13 +90,14 @@ Coordinator::Coordinator(Parts parts, const Clock& clock)
                  &blobs_),
       store_(std::move(parts.store)),
       core_(std::move(parts.core)),
+      host_(HostForAssembler()),
       notifier_(clock),
       control_(kControlThreads, kMaxQueuedCalls),
       io_(kIoThreads, kMaxQueuedCalls),
       slow_(kAdmissionThreads, kMaxQueuedAdmissions) {}
 
 void Coordinator::Begin() {
-  assembler_ = std::make_unique<Assembler>(HostForAssembler());
+  assembler_ = std::make_unique<Assembler>(&host_);
   ticks_ = std::thread([this] { RunTicks(); });
   const auto list = [&](const v1::ListJobsRequest& request) {
     return WithCore([&](CoordinatorCore& core, Now) { return core.ListJobs(request); });
@@ -107,7 +108,7 @@ void Coordinator::Begin() {
       const bool unreported =
           !folder.empty() && PathExists(folder) && !PathExists(folder + "/report.json");
       const std::lock_guard lock(unreported_mutex_);
-      if (unreported) unreported_.insert(job.name());
+      if (unreported) unreported_[job.name()] = false;
     }
   };
   const absl::Status status = ForEachPage<v1::ListJobsResponse>(v1::ListJobsRequest(), list, take);
@@ -127,9 +128,9 @@ Coordinator::~Coordinator() {
   }
   tick_wake_.notify_all();
   if (ticks_.joinable()) ticks_.join();
-  // What has ended meanwhile still gets its report.
-  ReportEndedJobs();
   assembler_.reset();
+  // What has ended meanwhile still gets its report; the executor finishes it.
+  ReportEndedJobs();
 }
 
 void Coordinator::BeginShutdown() {
@@ -178,7 +179,7 @@ AssemblyHost Coordinator::HostForAssembler() {
   host.finish = [this](const std::string& job, const absl::StatusOr<AssembleResult>& result) {
     {
       const std::lock_guard lock(unreported_mutex_);
-      if (result.ok()) unreported_.insert(job);
+      if (result.ok()) unreported_[job] = false;
     }
     const absl::Status status = WithCore(
         [&](CoordinatorCore& core, Now now) { return core.FinishAssemble(now, job, result); });
@@ -209,26 +210,42 @@ AssemblyHost Coordinator::HostForAssembler() {
 }
 
 void Coordinator::ReportEndedJobs() {
-  std::set<std::string> waiting;
+  std::vector<std::string> waiting;
   {
     const std::lock_guard lock(unreported_mutex_);
-    waiting = unreported_;
+    for (const auto& [name, queued] : unreported_) {
+      if (!queued) waiting.push_back(name);
+    }
   }
   for (const std::string& name : waiting) {
     const auto job = WithCore([&](CoordinatorCore& core, Now) { return core.GetJob(name); });
     if (job.ok() && !HasEnded(job->state())) continue;
     {
       const std::lock_guard lock(unreported_mutex_);
-      unreported_.erase(name);
+      unreported_[name] = true;
     }
-    if (job.ok()) assembler_->EnqueueReport(name);
+    const auto report = [this, name] {
+      const absl::Status status = WriteReport(host_, name);
+      if (!status.ok()) LogWarning("cannot write the report of ", name, ": ", status.message());
+      {
+        const std::lock_guard lock(unreported_mutex_);
+        unreported_.erase(name);
+      }
+      notifier_.Poke();
+    };
+    if (!io_.Post(report)) report();
   }
+}
+
+bool Coordinator::ReportPending(const std::string& job) {
+  const std::lock_guard lock(unreported_mutex_);
+  return unreported_.contains(job);
 }
 
 void Coordinator::Perform(std::vector<Action> actions) {
   for (const Action& action : actions) {
     if (const auto* assemble = std::get_if<StartAssemble>(&action)) {
-      assembler_->Enqueue(assemble->job);
+      if (assembler_ != nullptr) assembler_->Enqueue(assemble->job);
     } else if (const auto* remove = std::get_if<RemoveJobData>(&action)) {
       const auto folder = JobFolder(remove->job);
       if (!folder.ok()) continue;

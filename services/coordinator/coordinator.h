@@ -7,9 +7,9 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -66,6 +66,10 @@ class Coordinator {
                                                                   const std::string& file) const;
   absl::StatusOr<std::vector<FolderEntry>> ListModelFiles(const v1::JobContext& context) const;
 
+  // The job has an artifact whose report.json is still to be written: its end is not told yet, so
+  // that who hears of it finds the folder complete.
+  bool ReportPending(const std::string& job);
+
   const BlobStore& blobs() const { return blobs_; }
   const Clock& clock() const { return clock_; }
   Notifier& notifier() { return notifier_; }
@@ -105,9 +109,11 @@ class Coordinator {
   const std::unique_ptr<JobStore> store_;
   const std::unique_ptr<CoordinatorCore> core_;
 
+  const AssemblyHost host_;
+
   // Jobs with an artifact whose report is not written yet.
   std::mutex unreported_mutex_;
-  std::set<std::string> unreported_;
+  std::map<std::string, bool> unreported_;  // true: being written
 
   // Token files are made and, when the core refuses the job, removed by one creator at a time.
   std::mutex create_mutex_;

@@ -30,6 +30,7 @@ std::optional<absl::Duration> WatchReactor::Poll(bool stopping) {
   // The core is asked without this call's lock: its own lock may be held for a commit.
   const absl::StatusOr<v1::Job> job =
       coordinator_.WithCore([&](CoordinatorCore& core, Now) { return core.GetJob(name_); });
+  const bool untold = job.ok() && HasEnded(job->state()) && coordinator_.ReportPending(name_);
   const absl::Duration now = coordinator_.clock().Monotonic();
   const std::lock_guard lock(mutex_);
   if (ended_) return std::nullopt;
@@ -42,6 +43,8 @@ std::optional<absl::Duration> WatchReactor::Poll(bool stopping) {
     End(grpc::Status::CANCELLED);
   } else if (!job.ok()) {
     End(ToGrpc(job.status()));
+  } else if (untold && !stopping) {
+    return absl::InfiniteDuration();
   } else if (job->revision() > revision_ || HasEnded(job->state()) || now >= next_keepalive_) {
     revision_ = job->revision();
     next_keepalive_ = now + kKeepalive;

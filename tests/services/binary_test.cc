@@ -167,14 +167,15 @@ TEST_P(ExampleConfiguration, IsAcceptedByItsBinary) {
   EXPECT_THAT(bad.Output(), HasSubstr("no-such-flag"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Deploy, ExampleConfiguration,
-                         ::testing::Values(std::vector<std::string>{"gradq-coordinator",
-                                                                    "coordinator.yaml"},
-                                           std::vector<std::string>{"gradq-worker", "worker.yaml"}),
-                         [](const auto& info) {
-                           const std::string& file = info.param[1];
-                           return file.substr(0, file.find('.'));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Deploy, ExampleConfiguration,
+    ::testing::Values(std::vector<std::string>{"gradq-coordinator", "coordinator.yaml"},
+                      std::vector<std::string>{"gradq-worker", "worker.yaml"},
+                      std::vector<std::string>{"gradq-inference", "inference.yaml"}),
+    [](const auto& info) {
+      const std::string& file = info.param[1];
+      return file.substr(0, file.find('.'));
+    });
 
 }  // namespace
 }  // namespace gradq

@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "gradq/v1/job_service.grpc.pb.h"
 #include "lib/base/digest.h"
 #include "lib/base/files.h"
@@ -146,10 +145,6 @@ class CoordinatorFixture : public ::testing::Test {
     const absl::Status status = FromGrpc(reader->Finish());
     if (!status.ok()) return status;
     return job;
-  }
-  static bool WaitForFile(const std::string& path) {
-    for (int i = 0; i < 1000 && !PathExists(path); ++i) absl::SleepFor(absl::Milliseconds(10));
-    return PathExists(path);
   }
   std::string Output(const std::string& name = "artifact") { return output_root_ + "/" + name; }
 
