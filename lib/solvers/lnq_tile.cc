@@ -16,6 +16,20 @@ using kernels::kTileRows;
 
 constexpr float kLargestHalf = 65504.0f;
 
+// Perturbed candidates of an assignment step, how far weights are moved (in mean distances of
+// codewords), and how many of 65,536 columns.
+constexpr int kPerturbations = 4;
+constexpr float kWeightShift = 0.05f;
+constexpr uint64_t kMovedColumns = 1311;
+
+// SplitMix64: the same perturbation for every row, so that a row's neighbours don't matter.
+uint64_t Mix(uint64_t seed, int64_t column) {
+  uint64_t x = seed * 0xd1342543de82ef95ull + static_cast<uint64_t>(column) * 0x9e3779b97f4a7c15ull;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+  return x ^ x >> 31;
+}
+
 }  // namespace
 
 LnqTile::LnqTile(int64_t columns, const LnqSettings& settings)
@@ -108,24 +122,81 @@ bool LnqTile::CodebookStep(const LnqGroup& group) {
   return Keep(candidate_, &best_);
 }
 
-bool LnqTile::AssignmentStep(const LnqGroup& group) {
-  const float* inverse = group.inverse_diagonal.data();
+bool LnqTile::Descend(const LnqGroup& group) {
+  const kernels::RowTile view = View(candidate_);
+  for (int cycle = 0; cycle < settings_.cycles; ++cycle) {
+    if (!kernels::CoordinateDescentCycle(group.panels, group.inverse_diagonal.data(), view,
+                                         nullptr)) {
+      break;
+    }
+  }
+  Evaluate(group, &candidate_);
+  return Keep(candidate_, &best_);
+}
+
+// Error feedback on weights moved by a small share of a codeword's distance to the next: nearly
+// the same roundings, but other ones where two codewords were almost equally near.
+void LnqTile::FeedbackOfMovedWeights(const FeedbackOrder& feedback, uint64_t seed) {
+  float range[kTileRows];
+  for (int row = 0; row < kTileRows; ++row) {
+    const float* table = best_.table + row;
+    range[row] = kWeightShift * (table[(settings_.levels - 1) * kTileRows] - table[0]) /
+                 static_cast<float>(settings_.levels - 1);
+  }
+  float* moved = trial_.error;
+  for (int64_t j = 0; j < columns_; ++j) {
+    const float noise = static_cast<float>(static_cast<int32_t>(Mix(seed, j))) * 0x1p-31f;
+    for (int row = 0; row < kTileRows; ++row) {
+      moved[j * kTileRows + row] = weight_[j * kTileRows + row] + noise * range[row];
+    }
+  }
+  kernels::RowTile view = View(candidate_);
+  view.weight = moved;
+  kernels::ErrorFeedbackRounding(feedback.feedback, feedback.order.data(), view);
+  for (int64_t i = 0; i < columns_ * kTileRows; ++i) {
+    candidate_.error[i] += moved[i] - weight_[i];
+  }
+}
+
+// The best solution with a few columns moved to a neighbouring codeword.
+void LnqTile::MoveSomeColumns(uint64_t seed) {
+  Copy(best_, &candidate_);
+  for (int64_t j = 0; j < columns_; ++j) {
+    const uint64_t random = Mix(seed, j);
+    if ((random & 0xffff) >= kMovedColumns) continue;
+    const int step = (random >> 16 & 1) != 0 ? 1 : -1;
+    for (int row = 0; row < kTileRows; ++row) {
+      const int64_t at = j * kTileRows + row;
+      const float value = weight_[at] + candidate_.error[at];
+      int q = 0;
+      while (q + 1 < settings_.levels && value > midpoint_[q * kTileRows + row]) ++q;
+      const int to = q + step < 0 || q + step >= settings_.levels ? q - step : q + step;
+      candidate_.error[at] = candidate_.table[to * kTileRows + row] - weight_[at];
+    }
+  }
+}
+
+bool LnqTile::AssignmentStep(const LnqGroup& group, int iteration) {
   SetMidpoints(best_);
-  Copy(best_, &trial_);
-  const int candidates = 1 + static_cast<int>(group.orders.size());
-  bool improved = false;
-  for (int i = 0; i < candidates; ++i) {
-    Copy(trial_, &candidate_);
-    const kernels::RowTile view = View(candidate_);
-    if (i > 0) {
-      const FeedbackOrder& feedback = group.orders[i - 1];
-      kernels::ErrorFeedbackRounding(feedback.feedback, feedback.order.data(), view);
+  Copy(best_, &candidate_);
+  bool improved = Descend(group);
+  for (const FeedbackOrder& feedback : group.orders) {
+    if (Stopped()) return improved;
+    std::copy_n(best_.table, settings_.levels * kTileRows, candidate_.table);
+    kernels::ErrorFeedbackRounding(feedback.feedback, feedback.order.data(), View(candidate_));
+    improved |= Descend(group);
+  }
+  if (group.orders.empty()) return improved;
+  for (int perturbation = 0; perturbation < kPerturbations; ++perturbation) {
+    if (Stopped()) return improved;
+    const uint64_t seed = static_cast<uint64_t>(iteration) * kPerturbations + perturbation;
+    if (perturbation % 2 == 0) {
+      std::copy_n(best_.table, settings_.levels * kTileRows, candidate_.table);
+      FeedbackOfMovedWeights(group.orders[perturbation / 2 % group.orders.size()], seed);
+    } else {
+      MoveSomeColumns(seed);
     }
-    for (int cycle = 0; cycle < settings_.cycles; ++cycle) {
-      if (!kernels::CoordinateDescentCycle(group.panels, inverse, view, nullptr)) break;
-    }
-    Evaluate(group, &candidate_);
-    improved |= Keep(candidate_, &best_);
+    improved |= Descend(group);
   }
   return improved;
 }
@@ -144,7 +215,7 @@ absl::Status LnqTile::RoundTable() {
 absl::Status LnqTile::Solve(const LnqGroup& group, const float* weights, int rows,
                             const std::function<bool()>& cancelled, const LnqOutput& output) {
   rows_ = rows;
-  const auto stop = [&] { return cancelled && cancelled(); };
+  cancelled_ = &cancelled;
   std::fill_n(weight_, columns_ * kTileRows, 0.0f);
   std::fill_n(best_.table, settings_.levels * kTileRows, 0.0f);
   for (int row = 0; row < rows; ++row) {
@@ -164,11 +235,12 @@ absl::Status LnqTile::Solve(const LnqGroup& group, const float* weights, int row
   Copy(trial_, &best_);
 
   for (int iteration = 0; iteration < settings_.iterations; ++iteration) {
-    if (stop()) return absl::CancelledError("solve cancelled");
-    bool improved = iteration > 0 && AssignmentStep(group);
+    if (Stopped()) return absl::CancelledError("solve cancelled");
+    bool improved = iteration > 0 && AssignmentStep(group, iteration);
     improved |= CodebookStep(group);
     if (!improved) break;
   }
+  if (Stopped()) return absl::CancelledError("solve cancelled");
 
   // Codewords move a little when they are rounded; the assignment follows.
   for (int64_t i = 0; i < columns_ * kTileRows; ++i) trial_.error[i] = weight_[i] + best_.error[i];

@@ -5,8 +5,9 @@
 // thread in any order.
 //
 // Beyond the published algorithm: optimal k-means as the start, every assignment step also tries
-// error-feedback rounding to the current codebook in several orders, the codebook step corrects the
-// current codebook (so that its ridge pulls towards it), and each row keeps its best solution.
+// error-feedback rounding to the current codebook in two orders and a few perturbed starts, the
+// codebook step corrects the current codebook (so that its ridge pulls towards it), and each row
+// keeps its best solution.
 
 #include <cstdint>
 #include <functional>
@@ -55,7 +56,12 @@ class LnqTile {
   bool Keep(const Solution& candidate, Solution* best);
   void Copy(const Solution& from, Solution* to);
   bool CodebookStep(const LnqGroup& group);
-  bool AssignmentStep(const LnqGroup& group);
+  // Coordinate descent from the candidate; true when some row of it was kept.
+  bool Descend(const LnqGroup& group);
+  void FeedbackOfMovedWeights(const FeedbackOrder& feedback, uint64_t seed);
+  void MoveSomeColumns(uint64_t seed);
+  bool AssignmentStep(const LnqGroup& group, int iteration);
+  bool Stopped() const { return *cancelled_ && (*cancelled_)(); }
   absl::Status RoundTable();
 
   int64_t columns_;
