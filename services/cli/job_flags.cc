@@ -12,6 +12,9 @@ namespace gradq {
 void AddJobFlags(CLI::App& command, JobFlags& flags, bool output_required) {
   // A later flag wins, so that the command line overrides a job file.
   const auto last = [](CLI::Option* option) { return option->take_last(); };
+  const auto integer = [&](const char* name, int& value, int min, int max, const char* help) {
+    last(command.add_option(name, value, help)->check(CLI::Range(min, max)))->capture_default_str();
+  };
   last(command
            .add_option("--model", flags.model,
                        "Checkpoint folder (config.json, safetensors, tokenizer.json)")
@@ -33,29 +36,23 @@ void AddJobFlags(CLI::App& command, JobFlags& flags, bool output_required) {
   last(command.add_option("--objective", flags.objective,
                           "What lnq minimises: guided (end loss) or plain (layer output)"))
       ->capture_default_str();
-  last(command.add_option("--bits", flags.bits, "Bits per weight, 1..8"))->capture_default_str();
-  last(command.add_option("--groups", flags.groups, "Channel groups that share one Fisher block"))
-      ->capture_default_str();
+  integer("--bits", flags.bits, 1, 8, "Bits per weight");
+  integer("--groups", flags.groups, 1, 1 << 20, "Channel groups that share one Fisher block");
   last(command.add_option("--outliers", flags.outliers, "Outlier policy, see `gradq methods`"))
       ->capture_default_str();
 
-  last(command.add_option("--sequences", flags.sequences, "Calibration windows"))
-      ->capture_default_str();
-  last(command.add_option("--length", flags.length, "Tokens per window"))->capture_default_str();
-  last(command.add_option("--evaluation-sequences", flags.evaluation_sequences,
-                          "Evaluation windows, 0 for all"))
-      ->capture_default_str();
+  integer("--sequences", flags.sequences, 1, 1 << 24, "Calibration windows");
+  integer("--length", flags.length, 2, 1 << 24, "Tokens per window");
+  integer("--evaluation-sequences", flags.evaluation_sequences, 0, 1 << 24,
+          "Evaluation windows, 0 for all");
   last(command.add_option("--shuffle-seed", flags.shuffle_seed,
                           "Random calibration windows drawn with this seed (default: in order)"));
-  last(command.add_option("--stages", flags.stages, "Pipeline stages, 0 to let the plan choose"))
-      ->capture_default_str();
-  last(command.add_option("--chunk-sequences", flags.chunk_sequences, "Windows per chunk"))
-      ->capture_default_str();
+  integer("--stages", flags.stages, 0, 1 << 20, "Pipeline stages, 0 to let the plan choose");
+  integer("--chunk-sequences", flags.chunk_sequences, 1, 1 << 20, "Windows per chunk");
   last(command.add_option("--compute-dtype", flags.compute_dtype, "float32, or bfloat16 on CUDA"))
       ->capture_default_str();
-  last(command.add_option("--validate-timeout", flags.validate_timeout,
-                          "Seconds to wait for an inference worker before validation is skipped"))
-      ->capture_default_str();
+  integer("--validate-timeout", flags.validate_timeout, 0, 1 << 24,
+          "Seconds to wait for an inference worker before validation is skipped");
   command.add_flag("--force", flags.force, "Replace an existing output, atomically");
 
   for (const QuantizerRow& row : Quantizers()) {
