@@ -183,6 +183,32 @@ TEST_P(RowTileTest, FeedbackFactorIsUnitUpperAndReproducesH) {
   EXPECT_LT(worst, 1e-5 * scale);
 }
 
+// Every vector width the build holds and the machine can run, not only the widest.
+TEST_P(RowTileTest, AllVectorWidthsDescendAlike) {
+  const at::Tensor h = Matrix();
+  const kernels::PanelMatrix panels(h.const_data_ptr<float>(), columns());
+  const std::vector<float> inverse = Inverse(h);
+  TestTile plain = Tile();
+  kernels::reference::CoordinateDescentCycle(panels, inverse.data(), plain.view, nullptr);
+  double expected[kTileRows], forms[kTileRows];
+  kernels::ExactQuadraticForms(panels, plain.error.data(), expected);
+  const std::vector<int64_t> targets = hwy::SupportedAndGeneratedTargets();
+  for (const int64_t target : targets) {
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    TestTile tile = Tile();
+    kernels::CoordinateDescentCycle(panels, inverse.data(), tile.view, nullptr);
+    kernels::ExactQuadraticForms(panels, tile.error.data(), forms);
+    // Targets without fused multiply-add may round a near tie the other way.
+    for (int row = 0; row < kTileRows; ++row) {
+      EXPECT_NEAR(forms[row], expected[row], 1e-2 * expected[row] + 1e-6)
+          << hwy::TargetName(target);
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, RowTileTest,
                          testing::Combine(testing::Values<int64_t>(1, 11, 12, 33, 100, 130),
                                           testing::Values(2, 4, 8, 16, 32, 256)));
