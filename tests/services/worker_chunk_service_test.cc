@@ -228,10 +228,12 @@ TEST_F(RemoteReader, DamagedPieceIsReadAgain) {
 
 TEST_F(RemoteReader, PersistentDamageIsDataLossAndNeverServed) {
   service_.damaged = 100;
-  EXPECT_TRUE(absl::IsDataLoss(Reader()->Next().status()));
+  absl::Status status = Reader()->Next().status();
+  EXPECT_TRUE(absl::IsDataLoss(status));
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("checksum of a piece"));
   service_.damage_sum = true;
   service_.damaged = 100;
-  const absl::Status status = Reader()->Next().status();
+  status = Reader()->Next().status();
   EXPECT_TRUE(absl::IsDataLoss(status));
   EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("digest"));
 }
