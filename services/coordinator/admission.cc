@@ -207,6 +207,10 @@ absl::Status Admission::CheckOutput(const v1::JobSpec& spec) const {
     return absl::InvalidArgumentError(
         StrCat("output holds the model or the coordinator's data: ", output));
   }
+  if (IsWithin(output, data_dir_)) {
+    return absl::InvalidArgumentError(
+        StrCat("output lies in the coordinator's data folder: ", output));
+  }
   const std::string parent = ExistingAncestor(output);
   if (parent == output) {
     if (!spec.force()) return absl::AlreadyExistsError(StrCat("output exists: ", output));

@@ -10,6 +10,8 @@
 #include "lib/base/logging.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/jobs/job_state.h"
+#include "services/coordinator/job_names.h"
 #include "services/coordinator/pages.h"
 
 namespace gradq {
@@ -21,26 +23,6 @@ constexpr int kAdmissionThreads = 2;
 constexpr size_t kMaxQueuedCalls = 4096;
 constexpr size_t kMaxQueuedAdmissions = 64;
 constexpr absl::Duration kLongestTick = absl::Seconds(1);
-
-// The id of "jobs/{id}"; it becomes part of a path, so nothing but letters, digits, '-' and '_'
-// passes.
-absl::StatusOr<std::string> JobId(std::string_view job) {
-  constexpr std::string_view kPrefix = "jobs/";
-  const std::string_view id =
-      job.starts_with(kPrefix) ? job.substr(kPrefix.size()) : std::string_view();
-  const bool plain = std::all_of(id.begin(), id.end(), [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '-' ||
-           c == '_';
-  });
-  if (id.empty() || !plain) {
-    return absl::InvalidArgumentError(StrCat("name is not jobs/{id}: '", job, "'"));
-  }
-  return std::string(id);
-}
-
-bool HasEnded(v1::Job::State state) {
-  return state == v1::Job::SUCCEEDED || state == v1::Job::FAILED || state == v1::Job::CANCELLED;
-}
 
 }  // namespace
 
@@ -219,7 +201,7 @@ void Coordinator::ReportEndedJobs() {
   }
   for (const std::string& name : waiting) {
     const auto job = WithCore([&](CoordinatorCore& core, Now) { return core.GetJob(name); });
-    if (job.ok() && !HasEnded(job->state())) continue;
+    if (job.ok() && !IsTerminal(job->state())) continue;
     {
       const std::lock_guard lock(unreported_mutex_);
       unreported_[name] = true;
@@ -348,6 +330,7 @@ absl::StatusOr<v1::Job> Coordinator::Store(AdmittedJob admitted) {
   const auto create = [&]() -> absl::StatusOr<v1::Job> {
     GRADQ_RETURN_IF_ERROR(put(admitted.calibration_tokens, &admitted.job.calibration_tokens));
     GRADQ_RETURN_IF_ERROR(put(admitted.evaluation_tokens, &admitted.job.evaluation_tokens));
+    GRADQ_RETURN_IF_ERROR(CheckUnclaimed(admitted.job));
     return WithCore(
         [&](CoordinatorCore& core, Now now) { return core.CreateJob(now, admitted.job); });
   };
@@ -356,6 +339,34 @@ absl::StatusOr<v1::Job> Coordinator::Store(AdmittedJob admitted) {
     for (const std::string& sha256 : created) blobs_.Remove(sha256).IgnoreError();
   }
   return job;
+}
+
+absl::Status Coordinator::CheckUnclaimed(const NewJob& job) {
+  const v1::JobSpec& spec = job.spec;
+  if (spec.output().empty() || spec.force()) return absl::OkStatus();
+  if (!job.request_id.empty()) {
+    // Two copies of one request may pass the checks side by side; the core answers the second.
+    const auto known = WithCore(
+        [&](CoordinatorCore& core, Now) { return core.FindRequest(job.request_id, spec); });
+    if (!known.ok()) return known.status();
+    if (known->has_value()) return absl::OkStatus();
+  }
+  std::string owner;
+  const auto take = [&](const v1::ListJobsResponse& page) {
+    for (const v1::Job& other : page.jobs()) {
+      if (!IsTerminal(other.state()) && other.spec().output() == spec.output())
+        owner = other.name();
+    }
+  };
+  GRADQ_RETURN_IF_ERROR(ForEachPage<v1::ListJobsResponse>(
+      v1::ListJobsRequest(),
+      [&](const v1::ListJobsRequest& request) {
+        return WithCore([&](CoordinatorCore& core, Now) { return core.ListJobs(request); });
+      },
+      take));
+  if (owner.empty()) return absl::OkStatus();
+  return absl::AlreadyExistsError(
+      StrCat("another job writes to this output: ", spec.output(), ", ", owner));
 }
 
 absl::StatusOr<v1::PlanJobResponse> Coordinator::PlanJob(const v1::PlanJobRequest& request) {

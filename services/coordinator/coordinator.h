@@ -93,6 +93,8 @@ class Coordinator {
   void RunTicks();
   Fleet ReadyFleet();
   absl::StatusOr<v1::Job> Store(AdmittedJob admitted);
+  // ALREADY_EXISTS when an unfinished job has the same output; with create_mutex_ held.
+  absl::Status CheckUnclaimed(const NewJob& job);
   // Called after every change: reports of jobs that have ended.
   void ReportEndedJobs();
   absl::StatusOr<std::string> JobFolder(std::string_view job) const;

@@ -5,6 +5,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/jobs/events.h"
+#include "lib/jobs/job_state.h"
 #include "services/coordinator/pages.h"
 
 namespace gradq {
@@ -53,7 +54,7 @@ absl::StatusOr<std::string> Metrics::Scrape() {
       [&](const v1::ListJobsResponse& page) {
         for (const v1::Job& job : page.jobs()) {
           ++jobs[v1::Job::State_Name(job.state())];
-          names.push_back(job.name());
+          if (!IsTerminal(job.state())) names.push_back(job.name());
         }
       }));
   for (const std::string& name : names) {
@@ -83,7 +84,7 @@ absl::StatusOr<std::string> Metrics::Scrape() {
 
   std::string text;
   AddFamily("gradq_jobs", "gauge", "Jobs by state.", "state", jobs, &text);
-  AddFamily("gradq_tasks", "gauge", "Tasks of all jobs by state.", "state", tasks, &text);
+  AddFamily("gradq_tasks", "gauge", "Tasks of unfinished jobs by state.", "state", tasks, &text);
   AddFamily("gradq_workers", "gauge", "Registered workers by state.", "state", workers, &text);
   AddFamily("gradq_events_total", "counter", "Stored events by type.", "type", events_, &text);
   const auto lost = events_.find(std::string(events::kWorkerLost));

@@ -3,16 +3,13 @@
 #include <utility>
 
 #include "lib/jobs/coordinator_core.h"
+#include "lib/jobs/job_state.h"
 #include "services/rpc/status.h"
 
 namespace gradq {
 namespace {
 
 constexpr absl::Duration kKeepalive = absl::Seconds(10);
-
-bool HasEnded(v1::Job::State state) {
-  return state == v1::Job::SUCCEEDED || state == v1::Job::FAILED || state == v1::Job::CANCELLED;
-}
 
 }  // namespace
 
@@ -30,7 +27,7 @@ std::optional<absl::Duration> WatchReactor::Poll(bool stopping) {
   // The core is asked without this call's lock: its own lock may be held for a commit.
   const absl::StatusOr<v1::Job> job =
       coordinator_.WithCore([&](CoordinatorCore& core, Now) { return core.GetJob(name_); });
-  const bool untold = job.ok() && HasEnded(job->state()) && coordinator_.ReportPending(name_);
+  const bool untold = job.ok() && IsTerminal(job->state()) && coordinator_.ReportPending(name_);
   const absl::Duration now = coordinator_.clock().Monotonic();
   const std::lock_guard lock(mutex_);
   if (ended_) return std::nullopt;
@@ -45,10 +42,10 @@ std::optional<absl::Duration> WatchReactor::Poll(bool stopping) {
     End(ToGrpc(job.status()));
   } else if (untold && !stopping) {
     return absl::InfiniteDuration();
-  } else if (job->revision() > revision_ || HasEnded(job->state()) || now >= next_keepalive_) {
+  } else if (job->revision() > revision_ || IsTerminal(job->state()) || now >= next_keepalive_) {
     revision_ = job->revision();
     next_keepalive_ = now + kKeepalive;
-    last_ = HasEnded(job->state());
+    last_ = IsTerminal(job->state());
     writing_ = true;
     message_ = *job;
     StartWrite(&message_);
@@ -67,7 +64,7 @@ void WatchReactor::OnWriteDone(bool ok) {
     if (!ok || cancelled_) {
       End(grpc::Status::CANCELLED);
     } else if (last_) {
-      End(HasEnded(message_.state())
+      End(IsTerminal(message_.state())
               ? grpc::Status::OK
               : ToGrpc(absl::UnavailableError("coordinator is shutting down")));
     } else if (coordinator_.stopping()) {

@@ -11,6 +11,7 @@
 #include "google/protobuf/util/time_util.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "services/coordinator/job_names.h"
 #include "services/coordinator/reactors.h"
 
 namespace gradq {
@@ -73,9 +74,6 @@ class LeaseReactor : public grpc::ServerUnaryReactor {
   // Kept by gRPC's side until OnDone; the notifier's function holds another reference.
   std::shared_ptr<LeaseReactor> self_;
 };
-
-// "jobs/1" of "jobs/1/tasks/x".
-std::string_view JobOfTask(std::string_view task) { return task.substr(0, task.find("/tasks/")); }
 
 }  // namespace
 

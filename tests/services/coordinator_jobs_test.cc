@@ -117,6 +117,21 @@ TEST_F(CoordinatorJobs, AJobWithoutOutputIsDownloaded) {
   EXPECT_TRUE(Artifact::Open(*std::move(remote)).ok());
 }
 
+TEST_F(CoordinatorJobs, ForceReplacesWhatStands) {
+  ASSERT_TRUE(MakeFolders(Output()).ok());
+  ASSERT_TRUE(WriteFileAtomically(Output() + "/old", "content").ok());
+  v1::JobSpec spec = Spec();
+  spec.set_force(true);
+  const auto created = Create(spec);
+  ASSERT_TRUE(created.ok()) << created.status();
+  EXPECT_TRUE(PathExists(Output() + "/old")) << "kept until the rename";
+  FakeWorker worker = MakeWorker();
+  ASSERT_TRUE(worker.WorkUntilIdle(absl::Milliseconds(300)).ok());
+  ASSERT_EQ(WaitForEnd(created->name())->state(), v1::Job::SUCCEEDED);
+  EXPECT_FALSE(PathExists(Output() + "/old"));
+  EXPECT_TRUE(Artifact::Open(*OpenLocalFolder(Output())).ok());
+}
+
 TEST_F(CoordinatorJobs, ValidationRunsOnAnInferenceWorker) {
   v1::JobSpec spec = Spec();
   spec.set_evaluation_blob(MustUpload(FixtureText("validation.txt")));

@@ -147,6 +147,16 @@ TEST_F(CoordinatorRefusals, ForceNeverRemovesTheModelOrTheData) {
   }
 }
 
+TEST_F(CoordinatorRefusals, TwoJobsDoNotShareAnOutput) {
+  const auto first = Create(Spec());
+  ASSERT_TRUE(first.ok()) << first.status();
+  const absl::Status second = Create(Spec()).status();
+  EXPECT_TRUE(absl::IsAlreadyExists(second)) << second;
+  EXPECT_THAT(std::string(second.message()), HasSubstr(first->name()));
+  ASSERT_TRUE(Cancel(first->name()).ok());
+  EXPECT_TRUE(Create(Spec()).ok()) << "free again";
+}
+
 TEST_F(CoordinatorRefusals, NothingIsLeftBehind) {
   const std::string blob = MustUpload(FixtureText("calibration.txt"));
   const size_t before = FilesIn(temporary_ / "data/blobs");
