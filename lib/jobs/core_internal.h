@@ -1,8 +1,8 @@
 #pragma once
 
 // The coordinator core's class; its calls are spread over coordinator_core.cc (open, clients),
-// worker_calls.cc (workers) and job_lifecycle.cc (what happens to a job). Every mutating call is
-// Begin, change, Flush.
+// worker_calls.cc (workers), worker_loss.cc and job_lifecycle.cc (what happens to a job). Every
+// mutating call is Begin, change, Flush.
 
 #include <cstdint>
 #include <map>
@@ -93,6 +93,8 @@ class CoreImpl final : public CoordinatorCore {
   // ReturnTask, charged to the budget of hand-backs or failures; may fail the task for good.
   void HandBack(JobState* job, int task, const std::string& message);
   void ChargeFailure(JobState* job, int task, const v1::FinishTaskRequest& request);
+
+  // --- worker_loss.cc ---
   // The worker showed that it does not run its slot's task any more.
   void ClearSlot(WorkerState* worker);
   // `counted`: its running task has lost a worker.
