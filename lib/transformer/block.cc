@@ -65,6 +65,7 @@ RotaryTable MakeRotaryTable(const ModelGeometry& geometry, int64_t positions, at
 
 at::Tensor CausalAttention::Attend(int /*block*/, const at::Tensor& q, const at::Tensor& k,
                                    const at::Tensor& v) {
+  if (AttentionHasKernel(q)) return CausalAttentionOnKernels(q, k, v, geometry_.sliding_window);
   const auto repeat = [&](const at::Tensor& x) {
     const int64_t times = geometry_.heads / geometry_.kv_heads;
     if (times == 1) return x;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "lib/base/status_macros.h"
+#include "lib/kernels/attention.h"
 #include "lib/kernels/block_ops.h"
 
 namespace gradq {
@@ -137,6 +138,53 @@ struct SwigluFunction : Function<SwigluFunction> {
   }
 };
 
+kernels::AttentionShape ShapeOf(const at::Tensor& q, const at::Tensor& k, int64_t window) {
+  return {.sequences = q.size(0),
+          .tokens = q.size(1),
+          .heads = q.size(2),
+          .kv_heads = k.size(2),
+          .head_dim = q.size(3),
+          .window = window};
+}
+
+// Tensors [sequences, tokens, heads, head_dim].
+struct AttentionFunction : Function<AttentionFunction> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& q_input,
+                            const at::Tensor& k_input, const at::Tensor& v_input, int64_t window) {
+    const at::Tensor q = q_input.contiguous(), k = k_input.contiguous(), v = v_input.contiguous();
+    const kernels::AttentionShape shape = ShapeOf(q, k, window);
+    at::Tensor out = EmptyLike(q),
+               log_sums = EmptyFloat({shape.sequences * shape.heads * shape.tokens});
+    const float *qs = q.const_data_ptr<float>(), *ks = k.const_data_ptr<float>(),
+                *vs = v.const_data_ptr<float>();
+    float *to = out.mutable_data_ptr<float>(), *sums = log_sums.mutable_data_ptr<float>();
+    at::parallel_for(0, shape.sequences * shape.heads, 1, [&](int64_t begin, int64_t end) {
+      kernels::AttentionForward(shape, qs, ks, vs, begin, end, to, sums);
+    });
+    context->save_for_backward({q, k, v, out, log_sums});
+    context->saved_data["window"] = window;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor dout = gradients[0].contiguous();
+    const kernels::AttentionShape shape =
+        ShapeOf(saved[0], saved[1], context->saved_data["window"].toInt());
+    at::Tensor dq = EmptyLike(saved[0]), dk = EmptyLike(saved[1]), dv = EmptyLike(saved[2]);
+    const float *qs = saved[0].const_data_ptr<float>(), *ks = saved[1].const_data_ptr<float>(),
+                *vs = saved[2].const_data_ptr<float>();
+    const float *outs = saved[3].const_data_ptr<float>(), *sums = saved[4].const_data_ptr<float>(),
+                *from = dout.const_data_ptr<float>();
+    float *to_q = dq.mutable_data_ptr<float>(), *to_k = dk.mutable_data_ptr<float>(),
+          *to_v = dv.mutable_data_ptr<float>();
+    at::parallel_for(0, shape.sequences * shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
+      kernels::AttentionBackward(shape, qs, ks, vs, outs, sums, from, begin, end, to_q, to_k, to_v);
+    });
+    return {dq, dk, dv, at::Tensor()};
+  }
+};
+
 }  // namespace
 
 PlainOps::PlainOps() { g_plain = true; }
@@ -165,6 +213,17 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 at::Tensor Swiglu(const at::Tensor& gate, const at::Tensor& up) {
   if (OnKernels(gate) && OnKernels(up)) return SwigluFunction::apply(gate, up);
   return at::_ops::silu::call(gate).mul(up);
+}
+
+bool AttentionHasKernel(const at::Tensor& q) { return OnKernels(q); }
+
+at::Tensor CausalAttentionOnKernels(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    int64_t window) {
+  GRADQ_CHECK(OnKernels(q) && OnKernels(k) && OnKernels(v));
+  GRADQ_CHECK(q.size(1) % k.size(1) == 0 && q.size(2) == k.size(2) && k.sizes() == v.sizes() &&
+              q.size(3) == k.size(3));
+  return AttentionFunction::apply(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), window)
+      .transpose(1, 2);
 }
 
 CrossEntropyResult CrossEntropy(at::Tensor logits, const at::Tensor& tokens) {

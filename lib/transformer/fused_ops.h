@@ -21,6 +21,15 @@ at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& 
 // silu(gate) · up. Differentiable in both.
 at::Tensor Swiglu(const at::Tensor& gate, const at::Tensor& up);
 
+// True where CausalAttentionOnKernels serves: fp32 on the CPU, and no PlainOps.
+bool AttentionHasKernel(const at::Tensor& q);
+
+// Causal attention within the last `window` tokens (0: all). q [sequences, heads, tokens,
+// head_dim], k and v [sequences, kv_heads, tokens, head_dim]; result as q. Differentiable in all
+// three.
+at::Tensor CausalAttentionOnKernels(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    int64_t window);
+
 // Cross-entropy of logits [sequences, tokens, vocab] against the next tokens [sequences, tokens],
 // with its gradient.
 struct CrossEntropyResult {

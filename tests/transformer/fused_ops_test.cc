@@ -7,12 +7,14 @@
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "lib/base/strings.h"
 #include "lib/transformer/block.h"
 #include "tests/transformer/golden_file.h"
 
@@ -23,7 +25,7 @@ using Outputs = std::vector<at::Tensor>;
 
 // Result and gradients of all inputs of `op` on the kernels, on 1-4 threads, against PlainOps.
 void Compare(const std::string& what, const Outputs& inputs,
-             const std::function<at::Tensor(const Outputs&)>& op) {
+             const std::function<at::Tensor(const Outputs&)>& op, double tolerance = 2e-6) {
   const auto run = [&] {
     Outputs leaves;
     for (const at::Tensor& input : inputs)
@@ -45,7 +47,7 @@ void Compare(const std::string& what, const Outputs& inputs,
     const Outputs actual = run();
     if (threads == 1) one = actual;
     for (size_t i = 0; i < actual.size(); ++i) {
-      EXPECT_LT(ScaledDistance(actual[i], expected[i]), 2e-6) << what << ", output " << i;
+      EXPECT_LT(ScaledDistance(actual[i], expected[i]), tolerance) << what << ", output " << i;
       EXPECT_TRUE(BitEqual(actual[i], one[i]))
           << what << ", output " << i << ", threads " << threads;
     }
@@ -89,6 +91,50 @@ TEST(FusedOpsTest, Swiglu) {
               [](const Outputs& in) { return Swiglu(in[0], in[1]); });
     }
   }
+}
+
+// Against ATen's attention: whole and ragged blocks, windows across block edges, repeated heads,
+// any head_dim.
+TEST(FusedOpsTest, Attention) {
+  for (const int64_t window : {0, 2, 7, 64, 100}) {
+    for (const int64_t kv_heads : {1, 2, 6}) {
+      for (const auto& [sequences, tokens, head_dim] :
+           std::vector<std::array<int64_t, 3>>{{2, 3, 4},
+                                               {1, 64, 16},
+                                               {3, 63, 10},
+                                               {2, 65, 32},
+                                               {1, 200, 14},
+                                               {2, 130, 48},
+                                               {1, 150, 128}}) {
+        ModelGeometry geometry;
+        geometry.heads = 6;
+        geometry.kv_heads = kv_heads;
+        geometry.head_dim = head_dim;
+        geometry.sliding_window = window;
+        const auto heads = [&](int64_t count, uint32_t seed) {
+          return Pseudorandom({sequences, tokens, count, head_dim}, seed).mul(2).transpose(1, 2);
+        };
+        CausalAttention attention(geometry);
+        Compare(StrCat("attention of ", tokens, " tokens, head_dim ", head_dim, ", window ", window,
+                       ", kv_heads ", kv_heads),
+                {heads(6, 1), heads(kv_heads, 2), heads(kv_heads, 3)},
+                [&](const Outputs& in) { return attention.Attend(0, in[0], in[1], in[2]); });
+      }
+    }
+  }
+}
+
+// Scores far apart: the running maximum must carry the sum over blocks.
+TEST(FusedOpsTest, AttentionOfLargeScores) {
+  ModelGeometry geometry;
+  geometry.heads = geometry.kv_heads = 2;
+  geometry.head_dim = 16;
+  CausalAttention attention(geometry);
+  Compare(
+      "attention of large scores",
+      {Pseudorandom({1, 2, 200, 16}, 1).mul(40), Pseudorandom({1, 2, 200, 16}, 2).mul(40),
+       Pseudorandom({1, 2, 200, 16}, 3)},
+      [&](const Outputs& in) { return attention.Attend(0, in[0], in[1], in[2]); }, 2e-4);
 }
 
 TEST(FusedOpsTest, CrossEntropy) {
