@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -46,6 +47,24 @@ absl::StatusOr<v1::JobSpec> PrepareSpec(const JobFlags& flags, JobClient& client
   return spec;
 }
 
+// The plan counts the workers that are ready when the job leaves QUEUED, so all of ours must be.
+absl::Status WaitForWorkers(int workers, JobClient& client, LocalCluster& cluster) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  while (absl::Now() < deadline) {
+    GRADQ_ASSIGN_OR_RETURN(const v1::ListWorkersResponse response, client.Workers());
+    const auto ready = std::count_if(
+        response.workers().begin(), response.workers().end(), [](const v1::Worker& worker) {
+          return worker.kind() == v1::Worker::COMPUTE && worker.state() == v1::Worker::READY;
+        });
+    if (ready >= workers) return absl::OkStatus();
+    GRADQ_RETURN_IF_ERROR(cluster.Supervise());
+    if (Signals::Wait(absl::ZeroDuration()) != 0) return absl::CancelledError("interrupted");
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  return absl::DeadlineExceededError(
+      StrCat("workers were not ready in time: ", workers, "\n", cluster.LogTails()));
+}
+
 // Watches the job and the children; Ctrl-C and SIGTERM cancel the job first.
 absl::StatusOr<v1::Job> Follow(const std::string& name, JobClient& client, LocalCluster& cluster,
                                ProgressView& view) {
@@ -90,6 +109,7 @@ absl::Status RunQuantize(const QuantizeFlags& flags) {
   GRADQ_ASSIGN_OR_RETURN(JobClient client,
                          JobClient::Connect(cluster.coordinator(), false, absl::Seconds(30)));
   GRADQ_ASSIGN_OR_RETURN(const v1::JobSpec spec, PrepareSpec(flags.job, client));
+  GRADQ_RETURN_IF_ERROR(WaitForWorkers(options.workers, client, cluster));
   GRADQ_ASSIGN_OR_RETURN(const v1::Job created, client.Create(spec, NewRequestId()));
 
   ProgressView view(ProgressView::StyleForStderr());
