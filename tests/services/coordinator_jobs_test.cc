@@ -1,6 +1,8 @@
 // Jobs through the coordinator's real services over loopback, with a worker that only rounds.
 
+#include <chrono>
 #include <filesystem>
+#include <future>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
@@ -148,8 +150,18 @@ TEST_F(CoordinatorJobs, ValidationRunsOnAnInferenceWorker) {
   const auto model = inference.OpenModel(created->name());
   ASSERT_TRUE(model.ok()) << model.status();
   EXPECT_EQ((*model)->ReadAll((*lease)->job().evaluation_tokens(), 1 << 20)->size(), 3u * 64 * 4);
+  // The report is held up: the end must not be told before it stands.
+  std::promise<void> gate;
+  const std::shared_future<void> opened = gate.get_future().share();
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_TRUE(coordinator_->io().Post([opened] { opened.wait(); }));
+  }
   ASSERT_TRUE(inference.Work(**lease).ok());
-  const auto job = WaitForEnd(created->name());
+  EXPECT_EQ(Get(created->name())->state(), v1::Job::SUCCEEDED);
+  auto watched = std::async(std::launch::async, [&] { return WaitForEnd(created->name()); });
+  EXPECT_EQ(watched.wait_for(std::chrono::milliseconds(200)), std::future_status::timeout);
+  gate.set_value();
+  const auto job = watched.get();
   EXPECT_EQ(job->state(), v1::Job::SUCCEEDED);
   EXPECT_EQ(job->validation().state(), v1::Validation::DONE);
   EXPECT_EQ(job->validation().comparison().perplexity(), 30.0);
