@@ -26,8 +26,7 @@ AffineGrid GridOf(const float* weights, int64_t count, int highest) {
     low = std::min(low, weights[j]);
     high = std::max(high, weights[j]);
   }
-  // Halved first: the difference of two finite weights need not be finite.
-  const float range = high / static_cast<float>(highest) - low / static_cast<float>(highest);
+  const float range = (high - low) / static_cast<float>(highest);
   AffineGrid grid;
   // Codes come from the exact step, as is the custom; its fp16 rounding is then a common factor of
   // all weights. Not so where fp16 keeps few digits of it.
