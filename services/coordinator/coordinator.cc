@@ -1,9 +1,13 @@
 #include "services/coordinator/coordinator.h"
 
+#include <sys/random.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "lib/base/files.h"
@@ -17,12 +21,24 @@
 namespace gradq {
 namespace {
 
+// Behind the read tokens of jobs; a new one at each start, since workers then get new tokens too.
+absl::StatusOr<std::string> DrawSecret() {
+  std::string secret(32, '\0');
+  if (getrandom(secret.data(), secret.size(), 0) != static_cast<ssize_t>(secret.size())) {
+    return ErrnoToStatus(errno, "cannot draw random bytes", "getrandom");
+  }
+  return secret;
+}
+
 constexpr int kControlThreads = 2;
 constexpr int kIoThreads = 8;
 constexpr int kAdmissionThreads = 2;
 constexpr size_t kMaxQueuedCalls = 4096;
 constexpr size_t kMaxQueuedAdmissions = 64;
 constexpr absl::Duration kLongestTick = absl::Seconds(1);
+// Uploaded texts and token files that no unfinished job names are kept for so long.
+constexpr absl::Duration kBlobAge = absl::Hours(24);
+constexpr absl::Duration kBlobCheckInterval = absl::Hours(1);
 
 }  // namespace
 
@@ -52,6 +68,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(CoordinatorOptio
   GRADQ_RETURN_IF_ERROR(MakeFolders(data_dir + "/jobs"));
   GRADQ_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store,
                          OpenSqliteStore(data_dir + "/jobs.sqlite"));
+  GRADQ_ASSIGN_OR_RETURN(options.core.secret, DrawSecret());
   GRADQ_ASSIGN_OR_RETURN(
       std::unique_ptr<CoordinatorCore> core,
       CoordinatorCore::Open(store.get(), options.core, Now{clock.Monotonic(), clock.Wall()}));
@@ -100,6 +117,14 @@ void Coordinator::Begin() {
     ReportEndedJobs();
     return absl::InfiniteDuration();
   });
+  notifier_.Add(
+      [this, next = clock_.Monotonic()](bool stopping) mutable -> std::optional<absl::Duration> {
+        if (stopping) return std::nullopt;
+        if (clock_.Monotonic() >= next && slow_.Post([this] { RemoveUnusedBlobs(); })) {
+          next = clock_.Monotonic() + kBlobCheckInterval;
+        }
+        return std::max(next, clock_.Monotonic() + absl::Seconds(1));
+      });
 }
 
 Coordinator::~Coordinator() {
@@ -189,6 +214,29 @@ AssemblyHost Coordinator::HostForAssembler() {
     return *folder + "/publication.json";
   };
   return host;
+}
+
+void Coordinator::RemoveUnusedBlobs() {
+  // A job that is being created has just used its blobs, so that their age spares them.
+  std::set<std::string, std::less<>> keep;
+  const auto take = [&](const v1::ListJobsResponse& page) {
+    for (const v1::Job& job : page.jobs()) {
+      if (IsTerminal(job.state())) continue;
+      keep.insert({job.spec().calibration_blob(), job.spec().evaluation_blob()});
+      const auto record =
+          WithCore([&](CoordinatorCore& core, Now) { return core.Record(job.name()); });
+      if (!record.ok()) continue;
+      for (const std::string& file : {record->calibration_tokens(), record->evaluation_tokens()}) {
+        keep.emplace(TokenFileDigest(file));
+      }
+    }
+  };
+  const auto list = [&](const v1::ListJobsRequest& request) {
+    return WithCore([&](CoordinatorCore& core, Now) { return core.ListJobs(request); });
+  };
+  absl::Status status = ForEachPage<v1::ListJobsResponse>(v1::ListJobsRequest(), list, take);
+  if (status.ok()) status = blobs_.RemoveUnused(keep, kBlobAge);
+  if (!status.ok()) LogWarning("cannot remove unused blobs: ", status.message());
 }
 
 void Coordinator::ReportEndedJobs() {
