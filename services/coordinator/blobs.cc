@@ -1,5 +1,7 @@
 #include "services/coordinator/blobs.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -7,6 +9,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 
@@ -127,7 +130,7 @@ absl::StatusOr<BlobStore::Upload> BlobStore::Begin(std::string_view sha256, int6
 
 absl::StatusOr<BlobStore::Stored> BlobStore::Put(std::string_view content) const {
   Stored stored{Sha256Hex(content), false};
-  if (Has(stored.sha256)) return stored;
+  if (Use(stored.sha256)) return stored;
   GRADQ_ASSIGN_OR_RETURN(Upload upload, Begin(stored.sha256, static_cast<int64_t>(content.size())));
   GRADQ_RETURN_IF_ERROR(upload.Append(content));
   GRADQ_RETURN_IF_ERROR(upload.Commit());
@@ -139,6 +142,26 @@ absl::Status BlobStore::Remove(std::string_view sha256) const {
   GRADQ_RETURN_IF_ERROR(CheckDigest(sha256));
   if (unlink(PathOf(sha256).c_str()) != 0 && errno != ENOENT) {
     return ErrnoToStatus(errno, "cannot remove", PathOf(sha256));
+  }
+  return absl::OkStatus();
+}
+
+bool BlobStore::Use(std::string_view sha256) const {
+  return Has(sha256) && utimensat(AT_FDCWD, PathOf(sha256).c_str(), nullptr, 0) == 0;
+}
+
+absl::Status BlobStore::RemoveUnused(const std::set<std::string, std::less<>>& keep,
+                                     absl::Duration age) const {
+  GRADQ_ASSIGN_OR_RETURN(const auto folder, OpenLocalFolder(folder_));
+  GRADQ_ASSIGN_OR_RETURN(const auto entries, folder->List());
+  const absl::Time oldest = absl::Now() - age;
+  for (const FolderEntry& entry : entries) {
+    if (!IsSha256Hex(entry.name) || keep.contains(entry.name)) continue;
+    struct stat info;
+    if (stat(PathOf(entry.name).c_str(), &info) != 0) continue;
+    if (absl::TimeFromTimespec(info.st_mtim) < oldest) {
+      GRADQ_RETURN_IF_ERROR(Remove(entry.name));
+    }
   }
   return absl::OkStatus();
 }

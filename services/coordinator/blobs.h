@@ -5,12 +5,15 @@
 // rename, fsync of the folder. Thread-safe; an Upload belongs to one caller.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "lib/base/digest.h"
 #include "lib/base/files.h"
 
@@ -62,6 +65,11 @@ class BlobStore {
   };
   absl::StatusOr<Stored> Put(std::string_view content) const;
   absl::Status Remove(std::string_view sha256) const;
+  // Has, and counts as a use: RemoveUnused spares it for its whole age again.
+  bool Use(std::string_view sha256) const;
+  // Removes blobs that are not in `keep` and were neither written nor used for `age`.
+  absl::Status RemoveUnused(const std::set<std::string, std::less<>>& keep,
+                            absl::Duration age) const;
 
  private:
   explicit BlobStore(std::string folder) : folder_(std::move(folder)) {}

@@ -225,7 +225,7 @@ void Coordinator::RemoveUnusedBlobs() {
       keep.insert({job.spec().calibration_blob(), job.spec().evaluation_blob()});
       const auto record =
           WithCore([&](CoordinatorCore& core, Now) { return core.Record(job.name()); });
-      if (!record.ok()) continue;
+      GRADQ_CHECK(record.ok());  // the core has just listed it
       for (const std::string& file : {record->calibration_tokens(), record->evaluation_tokens()}) {
         keep.emplace(TokenFileDigest(file));
       }

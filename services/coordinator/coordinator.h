@@ -95,6 +95,7 @@ class Coordinator {
   absl::StatusOr<v1::Job> Store(AdmittedJob admitted);
   // ALREADY_EXISTS when an unfinished job has the same output; with create_mutex_ held.
   absl::Status CheckUnclaimed(const NewJob& job);
+  void RemoveUnusedBlobs();
   // Called after every change: reports of jobs that have ended.
   void ReportEndedJobs();
   absl::StatusOr<std::string> JobFolder(std::string_view job) const;

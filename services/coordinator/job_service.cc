@@ -144,7 +144,7 @@ grpc::ServerReadReactor<v1::UploadBlobRequest>* JobServiceImpl::UploadBlob(
     }
     response->set_sha256(first.sha256());
     response->set_size(first.size());
-    if (coordinator_.blobs().Has(first.sha256())) return std::nullopt;
+    if (coordinator_.blobs().Use(first.sha256())) return std::nullopt;
     GRADQ_ASSIGN_OR_RETURN(BlobStore::Upload upload,
                            coordinator_.blobs().Begin(first.sha256(), first.size()));
     return std::optional(std::move(upload));

@@ -6,6 +6,7 @@
 #include <httplib.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <set>
@@ -63,6 +64,24 @@ TEST(BlobStore, ForgetsWhatACrashLeft) {
   const auto store = BlobStore::Open(folder / "blobs");
   EXPECT_TRUE(store->Has(Sha256Hex("x")));
   EXPECT_EQ(std::distance(fs::directory_iterator(folder / "blobs"), fs::directory_iterator()), 1);
+}
+
+TEST(BlobStore, RemovesWhatNobodyUsed) {
+  const TemporaryFolder folder;
+  const auto store = BlobStore::Open(folder / "blobs");
+  std::vector<std::string> names;
+  for (const char* content : {"kept", "used", "old", "new"}) {
+    names.push_back(store->Put(content)->sha256);
+    if (content == std::string("new")) continue;
+    fs::last_write_time(folder / ("blobs/" + names.back()),
+                        fs::file_time_type::clock::now() - std::chrono::hours(48));
+  }
+  EXPECT_TRUE(store->Use(names[1]));
+  ASSERT_TRUE(store->RemoveUnused({names[0]}, absl::Hours(24)).ok());
+  EXPECT_TRUE(store->Has(names[0]));
+  EXPECT_TRUE(store->Has(names[1]));
+  EXPECT_FALSE(store->Has(names[2]));
+  EXPECT_TRUE(store->Has(names[3]));
 }
 
 TEST(Paths, WithinIsByWholeNames) {
