@@ -60,7 +60,7 @@ T* Allocate(int64_t count) {
   const int64_t bytes = count * int64_t{sizeof(T)} + kPadBytes;
   // Reading codes in order touches a new page every few hundred nanoseconds: large ones save most
   // of the page walks.
-  const bool huge = bytes >= 4 * kHugePage;
+  const bool huge = bytes >= kHugePage;
   void* memory = std::aligned_alloc(huge ? kHugePage : 64, (bytes + 63) / 64 * 64);
   GRADQ_CHECK(memory != nullptr);
   if (huge) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);

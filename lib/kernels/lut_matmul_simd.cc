@@ -36,7 +36,9 @@ constexpr int kParts = static_cast<int>(LutMatrix::kLanes) / kVector;
 // Independent sums per output, to cover the latency of the fused multiply-add. The same for every
 // batch: an output must not depend on it.
 constexpr int kSums = 4;
-constexpr int64_t kPrefetchBytes = 4096;
+// How far ahead of decoding memory is asked for, into the second-level cache and then the first.
+constexpr int64_t kPrefetchFar = 6144;
+constexpr int64_t kPrefetchNear = 2048;
 // Rows of x that share one pass over the codes, as many as the registers hold sums for.
 constexpr int kGroup = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 
@@ -161,7 +163,9 @@ class StoreSink {
 // Decoding is slow enough to leave too few loads in flight for the memory's latency, and the
 // machine's own prefetcher stops at pages. Beyond the matrix it reads nothing and faults nowhere.
 HWY_INLINE void Prefetch(const uint32_t* words) {
-  __builtin_prefetch(words + kPrefetchBytes / sizeof(uint32_t));
+  const char* from = reinterpret_cast<const char*>(words);
+  __builtin_prefetch(from + kPrefetchFar, 0, 2);
+  __builtin_prefetch(from + kPrefetchNear, 0, 3);
 }
 
 // Codes kFirst, kFirst + 1, ... kLast - 1 of each lane of `words`, the first at bit kShift.
@@ -190,8 +194,9 @@ HWY_INLINE void DecodeBlocks(const RowTable<kBits>& table, const uint32_t* words
       for (int part = 0; part < kParts; ++part) {
         const uint32_t* from = words + part * kVector;
         const int64_t at = column + part * kVector;
-        if (part == 0)
+        if (part == 0) {
           for (int w = 0; w < 3; ++w) Prefetch(words + w * LutMatrix::kLanes);
+        }
         const VU w0 = hn::LoadU(U(), from);
         const VU w1 = hn::LoadU(U(), from + LutMatrix::kLanes);
         const VU w2 = hn::LoadU(U(), from + 2 * LutMatrix::kLanes);
