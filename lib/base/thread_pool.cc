@@ -17,20 +17,21 @@ struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
-  const absl::FunctionRef<void(int64_t, int)>* body = nullptr;
+  using Body = absl::FunctionRef<void(int64_t, int)>;
+  const Body* body = nullptr;  // null: no call takes further threads
   int64_t count = 0;
   std::atomic<int64_t> next{0};
   // Written under the mutex; atomic because spinning threads read them without it.
-  std::atomic<int> running{0};
+  std::atomic<int> running{0};  // threads of the pool inside the present call
   std::atomic<int64_t> generation{0};
   std::atomic<bool> stop{false};
   std::chrono::nanoseconds spin{0};
   std::exception_ptr thrown;
   std::vector<std::thread> threads;
 
-  void Work(int worker) {
+  void Work(const Body& work, int worker) {
     try {
-      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) (*body)(i, worker);
+      for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) work(i, worker);
     } catch (...) {
       // Nobody starts another item; items under way end.
       next.store(count);
@@ -68,8 +69,13 @@ struct ThreadPool::State {
       wake.wait(lock, [&] { return stop || generation != seen; });
       if (stop) return;
       seen = generation;
+      // Too late for this call: nobody waited, so that a thread which the machine is slow to run
+      // delays nothing.
+      if (body == nullptr) continue;
+      ++running;
+      const Body& work = *body;
       lock.unlock();
-      Work(worker);
+      Work(work, worker);
       lock.lock();
       if (--running == 0) done.notify_one();
     }
@@ -106,15 +112,14 @@ void ThreadPool::ParallelFor(int64_t count, absl::FunctionRef<void(int64_t, int)
     state_->body = &body;
     state_->count = count;
     state_->next = 0;
-    state_->running = threads_ - 1;
     ++state_->generation;
   }
   state_->wake.notify_all();
-  state_->Work(0);
+  state_->Work(body, 0);
   state_->Spin([&] { return state_->running == 0; });
   std::unique_lock lock(state_->mutex);
-  state_->done.wait(lock, [&] { return state_->running == 0; });
   state_->body = nullptr;
+  state_->done.wait(lock, [&] { return state_->running == 0; });
   if (state_->thrown != nullptr) {
     std::rethrow_exception(std::exchange(state_->thrown, nullptr));
   }
