@@ -1,7 +1,7 @@
 # gradq_library(NAME SOURCES a.cc ... DEPS ...)  one per folder of lib/ or services/; DEPS repeat the include rules that
 #                                                tests/lint keeps and lib/README.md draws.
 # gradq_binary(NAME SOURCES ... DEPS ...)        lands in build/<preset>/bin.
-# gradq_test(NAME LABEL unit SOURCES ... DEPS ... [TIMEOUT s])  one GoogleTest executable, each case a CTest test.
+# gradq_test(NAME LABEL unit SOURCES ... DEPS ... [TIMEOUT s])  one GoogleTest executable, one CTest test.
 function(gradq_library name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   if(ARG_SOURCES)
@@ -25,7 +25,6 @@ endfunction()
 # Read by the programs of the tsan preset only. One variable: gtest_discover_tests does not carry a list.
 set(sanitizer_environment TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1)
 
-include(GoogleTest)
 function(gradq_test name)
   cmake_parse_arguments(ARG "" "LABEL;TIMEOUT" "SOURCES;DEPS" ${ARGN})
   if(NOT ARG_TIMEOUT)
@@ -37,6 +36,9 @@ function(gradq_test name)
   target_compile_definitions(${name} PRIVATE GRADQ_FIXTURES="${CMAKE_SOURCE_DIR}/tests/fixtures"
     GRADQ_GOLDEN="${CMAKE_SOURCE_DIR}/tests/golden" GRADQ_BIN="${CMAKE_BINARY_DIR}/bin")
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
-  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
-    PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT "${sanitizer_environment}")
+  # One process for all cases: most of a case's time would be the loading of libtorch. GoogleTest's --gtest_filter
+  # picks cases.
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT}
+    ENVIRONMENT "${sanitizer_environment}")
 endfunction()
