@@ -12,10 +12,6 @@
 namespace gradq {
 namespace {
 
-// Tokens of a forward pass, and bytes of log-probabilities at a time: both bound memory.
-constexpr int64_t kBatchTokens = 2048;
-constexpr int64_t kRowBytes = int64_t{32} << 20;
-
 // Rows [begin, begin + rows) of a window predict tokens begin + 1, ... of it.
 struct Piece {
   int64_t window = 0;  // of the batch
@@ -41,12 +37,13 @@ absl::Status CheckWindows(std::span<const int32_t> windows, int64_t length) {
 
 // Calls `run` per batch and then `use` per piece of it, in order.
 absl::Status ForPieces(std::span<const int32_t> windows, int64_t length, int64_t vocabulary,
-                       const std::function<bool()>& cancelled,
+                       const ScoringLimits& limits, const std::function<bool()>& cancelled,
                        absl::FunctionRef<absl::Status(const Batch&)> run,
                        absl::FunctionRef<absl::Status(const Batch&, const Piece&)> use) {
   const int64_t sequences = static_cast<int64_t>(windows.size()) / length;
-  const int64_t per_batch = std::max<int64_t>(1, kBatchTokens / length);
-  const int64_t rows = std::max<int64_t>(1, kRowBytes / (vocabulary * int64_t{sizeof(float)}));
+  const int64_t per_batch = std::max<int64_t>(1, limits.batch_tokens / length);
+  const int64_t rows =
+      std::max<int64_t>(1, limits.row_bytes / (vocabulary * int64_t{sizeof(float)}));
   for (int64_t first = 0; first < sequences; first += per_batch) {
     if (cancelled && cancelled()) return absl::CancelledError("cancelled");
     Batch batch;
@@ -95,14 +92,15 @@ double SecondsSince(absl::Duration start) {
 }  // namespace
 
 absl::StatusOr<Score> ScoreWindows(Model& model, std::span<const int32_t> windows, int64_t length,
-                                   const std::function<bool()>& cancelled) {
+                                   const std::function<bool()>& cancelled,
+                                   const ScoringLimits& limits) {
   GRADQ_RETURN_IF_ERROR(CheckWindows(windows, length));
   const absl::Duration start = Clock::Real().Monotonic();
   const int64_t vocabulary = model.geometry().vocab_size;
   Score score;
   double sum = 0;
   GRADQ_RETURN_IF_ERROR(ForPieces(
-      windows, length, vocabulary, cancelled,
+      windows, length, vocabulary, limits, cancelled,
       [&](const Batch& batch) { return model.RunWindows(batch.tokens, batch.sequences); },
       [&](const Batch& batch, const Piece& piece) -> absl::Status {
         GRADQ_ASSIGN_OR_RETURN(
@@ -120,7 +118,8 @@ absl::StatusOr<Score> ScoreWindows(Model& model, std::span<const int32_t> window
 absl::StatusOr<ComparisonResult> CompareWindows(Model& model, Model& reference,
                                                 std::span<const int32_t> windows, int64_t length,
                                                 ThreadPool* pool,
-                                                const std::function<bool()>& cancelled) {
+                                                const std::function<bool()>& cancelled,
+                                                const ScoringLimits& limits) {
   GRADQ_RETURN_IF_ERROR(CheckWindows(windows, length));
   const int64_t vocabulary = model.geometry().vocab_size;
   if (reference.geometry().vocab_size != vocabulary) {
@@ -166,7 +165,7 @@ absl::StatusOr<ComparisonResult> CompareWindows(Model& model, Model& reference,
     result.tokens += piece.rows;
     return absl::OkStatus();
   };
-  GRADQ_RETURN_IF_ERROR(ForPieces(windows, length, vocabulary, cancelled, run, use));
+  GRADQ_RETURN_IF_ERROR(ForPieces(windows, length, vocabulary, limits, cancelled, run, use));
   const auto tokens = static_cast<double>(result.tokens);
   result.perplexity = std::exp(sum / tokens);
   result.reference_perplexity = std::exp(reference_sum / tokens);

@@ -28,16 +28,24 @@ struct ComparisonResult {
   double seconds = 0;
 };
 
+// What bounds memory; results do not depend on it.
+struct ScoringLimits {
+  int64_t batch_tokens = 2048;            // of a forward pass, at least one window
+  int64_t row_bytes = int64_t{32} << 20;  // of log-probabilities at a time, at least one row
+};
+
 // `windows` [sequences × length] token ids, length ≥ 2. `cancelled` is asked between batches (may
 // be empty): CANCELLED. Errors as Model::RunWindows.
 absl::StatusOr<Score> ScoreWindows(Model& model, std::span<const int32_t> windows, int64_t length,
-                                   const std::function<bool()>& cancelled);
+                                   const std::function<bool()>& cancelled,
+                                   const ScoringLimits& limits = {});
 
 // INVALID_ARGUMENT when the two vocabularies differ. `pool` may be null; `model` and `reference`
 // may be the same.
 absl::StatusOr<ComparisonResult> CompareWindows(Model& model, Model& reference,
                                                 std::span<const int32_t> windows, int64_t length,
                                                 ThreadPool* pool,
-                                                const std::function<bool()>& cancelled);
+                                                const std::function<bool()>& cancelled,
+                                                const ScoringLimits& limits = {});
 
 }  // namespace gradq

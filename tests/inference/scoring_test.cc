@@ -101,6 +101,33 @@ TEST(CompareTest, CoarseModelIsFurtherAway) {
   EXPECT_GT(perplexity[1], perplexity[0]);
 }
 
+TEST(ScoreTest, LimitsOfMemoryDoNotChangeResults) {
+  const std::string path = StrCat(GRADQ_FIXTURES, "/tiny-llama");
+  const TestFolder folder;
+  WriteQuantizedFolder(path, {.bits = 3}, folder.path() + "/three");
+  const auto model = LoadOrDie(folder.path() + "/three");
+  const auto reference = LoadOrDie(path);
+  const std::vector<int32_t> windows = Windows(path, 50, 7);
+  const auto expected = CompareWindows(*model, *reference, windows, 50, nullptr, {});
+  ASSERT_TRUE(expected.ok());
+  // One window at a time; one row, a few rows, rows that do not divide a window.
+  for (const ScoringLimits& limits : {ScoringLimits{1, 1}, ScoringLimits{120, 512 * 4 * 7},
+                                      ScoringLimits{1 << 20, 512 * 4 * 30}}) {
+    const auto score = ScoreWindows(*model, windows, 50, {}, limits);
+    const auto result = CompareWindows(*model, *reference, windows, 50, nullptr, {}, limits);
+    ASSERT_TRUE(score.ok() && result.ok());
+    EXPECT_EQ(score->tokens, 7 * 49);
+    EXPECT_EQ(result->tokens, 7 * 49);
+    // Products of other shapes round differently.
+    EXPECT_NEAR(score->perplexity, expected->perplexity, 1e-5 * expected->perplexity);
+    EXPECT_NEAR(result->perplexity, expected->perplexity, 1e-5 * expected->perplexity);
+    EXPECT_NEAR(result->reference_perplexity, expected->reference_perplexity,
+                1e-5 * expected->reference_perplexity);
+    EXPECT_NEAR(result->kl, expected->kl, 1e-5);
+    EXPECT_NEAR(result->top1_agreement, expected->top1_agreement, 0.01);
+  }
+}
+
 TEST(ScoreTest, WrongUse) {
   const auto model = LoadOrDie(StrCat(GRADQ_FIXTURES, "/tiny-llama"));
   const std::vector<int32_t> tokens = {1, 2, 3, 4};
