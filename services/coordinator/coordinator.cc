@@ -188,7 +188,7 @@ AssemblyHost Coordinator::HostForAssembler() {
       const std::lock_guard lock(unreported_mutex_);
       if (result.ok()) unreported_[job] = false;
     }
-    const absl::Status status = WithCore(
+    absl::Status status = WithCore(
         [&](CoordinatorCore& core, Now now) { return core.FinishAssemble(now, job, result); });
     if (status.ok() && result.ok()) {
       // The artifact holds their content now.
@@ -272,7 +272,7 @@ bool Coordinator::ReportPending(const std::string& job) {
   return unreported_.contains(job);
 }
 
-void Coordinator::Perform(std::vector<Action> actions) {
+void Coordinator::Perform(const std::vector<Action>& actions) {
   for (const Action& action : actions) {
     if (const auto* assemble = std::get_if<StartAssemble>(&action)) {
       if (assembler_ != nullptr) assembler_->Enqueue(assemble->job);

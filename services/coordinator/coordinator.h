@@ -89,7 +89,7 @@ class Coordinator {
   void Begin();
   AssemblyHost HostForAssembler();
   Now CurrentTime() const { return {clock_.Monotonic(), clock_.Wall()}; }
-  void Perform(std::vector<Action> actions);
+  void Perform(const std::vector<Action>& actions);
   void RunTicks();
   Fleet ReadyFleet();
   absl::StatusOr<v1::Job> Store(AdmittedJob admitted);
@@ -153,7 +153,7 @@ auto Coordinator::WithCore(Use&& use, bool wakes_ticks) {
       tick_wake_.notify_all();
     }
   }
-  Perform(std::move(actions));
+  Perform(actions);
   return result;
 }
 

@@ -19,7 +19,7 @@ grpc::Status ToGrpc(const absl::Status& status) {
     while (cut > 0 && (static_cast<unsigned char>(message[cut]) & 0xC0) == 0x80) --cut;
     message.resize(cut);
   }
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::move(message));
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message);
 }
 
 absl::Status FromGrpc(const grpc::Status& status) {
