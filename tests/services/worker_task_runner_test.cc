@@ -37,7 +37,10 @@ class TaskRunnerTest : public ::testing::Test {
     options.busy_interval = absl::Milliseconds(10);
     session_ = *Session::Open(options, runner_.get());
     runner_->Attach(session_.get());
-    SetTokens(std::vector<int32_t>(kSequences * kLength, 17));
+    // Different ones: a single token's statistics have rank one, which any codebook fits exactly.
+    std::vector<int32_t> tokens(kSequences * kLength);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * 37 % 512);
+    SetTokens(tokens);
     coordinator_.piece_bytes = 1 << 10;
     thread_ = std::thread([this] { status_ = session_->Run(); });
   }
