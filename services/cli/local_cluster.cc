@@ -13,6 +13,7 @@ namespace gradq {
 namespace {
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+constexpr char kCoordinator[] = "coordinator";
 constexpr absl::Duration kStopGrace = absl::Seconds(3);
 
 int CoresOr(int threads) {
@@ -39,7 +40,7 @@ absl::StatusOr<LocalCluster> LocalCluster::Start(const ClusterOptions& options) 
   const std::string& folder = cluster.work_.path();
   const std::string port_file = folder + "/coordinator.port";
   GRADQ_RETURN_IF_ERROR(cluster.Launch(
-      "coordinator", "gradq-coordinator",
+      kCoordinator, "gradq-coordinator",
       {"--data-dir", folder + "/data", "--model-root", "/", "--output-root", "/", "--listen",
        "127.0.0.1:0", "--port-file", port_file, "--log-level", options.log_level}));
   GRADQ_ASSIGN_OR_RETURN(cluster.address_,
@@ -85,12 +86,13 @@ absl::Status LocalCluster::Supervise() {
 }
 
 void LocalCluster::Stop() {
-  // Workers first: they say goodbye to a coordinator that still answers.
+  // Workers first and all at once: they say goodbye to a coordinator that still answers.
   for (Server& server : servers_) {
-    if (server.name != "coordinator") server.process.Signal(SIGTERM);
+    if (server.name != kCoordinator) server.process.Signal(SIGTERM);
   }
-  for (auto server = servers_.rbegin(); server != servers_.rend(); ++server)
+  for (auto server = servers_.rbegin(); server != servers_.rend(); ++server) {
     server->process.Stop(kStopGrace);
+  }
   servers_.clear();
 }
 

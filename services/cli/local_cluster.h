@@ -33,7 +33,11 @@ class LocalCluster {
   // Starts a dead child again, at most kMaxRestarts times each; then UNAVAILABLE with how it ended
   // and its last log lines.
   absl::Status Supervise();
-  // Ends all children in order. Also done by the destructor.
+  LocalCluster(LocalCluster&&) = default;
+  LocalCluster& operator=(LocalCluster&&) = delete;
+  ~LocalCluster() { Stop(); }
+
+  // Ends all children in order: they drain.
   void Stop();
   // What the children wrote last, for the message of a failed job.
   std::string LogTails() const;

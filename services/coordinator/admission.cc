@@ -168,6 +168,9 @@ absl::StatusOr<AdmittedJob> Admission::Check(const v1::JobSpec& spec, const Flee
   GRADQ_ASSIGN_OR_RETURN(job.original_bytes, OriginalBytes(*checkpoint));
 
   inputs.geometry = admitted.geometry;
+  GRADQ_ASSIGN_OR_RETURN(const TensorInfo embedding,
+                         checkpoint->Find("model.embed_tokens.weight"));
+  inputs.source_bytes = DTypeSize(embedding.dtype);
   inputs.sequences = job.spec.sequences();
   inputs.length = job.spec.length();
   inputs.chunk_sequences = job.spec.chunk_sequences();
