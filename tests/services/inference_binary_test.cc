@@ -96,7 +96,7 @@ TEST_F(InferenceBinary, ServesUntilSigterm) {
   Start({"--port-file", folder_ / "port", "--threads", "1"});
   const auto address = WaitForPortFile(folder_ / "port", absl::Seconds(20), [] { return false; });
   ASSERT_TRUE(address.ok()) << address.status() << Output();
-  const auto stub = v1::InferenceService::NewStub(*Dial(*address, {}));
+  auto stub = v1::InferenceService::NewStub(*Dial(*address, {}));
   grpc::ClientContext context;
   SetDeadline(context, absl::Seconds(20));
   v1::LoadModelRequest request;
@@ -105,6 +105,7 @@ TEST_F(InferenceBinary, ServesUntilSigterm) {
   const absl::Status status = FromGrpc(stub->LoadModel(&context, request, &response));
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_GT(response.weight_bytes(), 0);
+  stub.reset();  // an idle client sees the server's goodbye only after seconds
   kill(pid_, SIGTERM);
   EXPECT_EQ(Wait(), 0) << Output();
 }
