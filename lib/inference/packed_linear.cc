@@ -109,9 +109,10 @@ struct PackedLinearOp::DeviceLinear {
 };
 
 PackedLinearOp::PackedLinearOp(const std::vector<BlockWeights>& weights, at::Device device,
-                               ThreadPool* pool)
+                               ThreadPool* pool, bool kernels)
     : weights_(weights),
       device_(device),
+      kernels_(kernels && device.is_cpu()),
       pool_(pool),
       linears_(weights.size() * kLinearsPerBlock) {}
 
@@ -119,7 +120,7 @@ PackedLinearOp::~PackedLinearOp() = default;
 
 void PackedLinearOp::Set(int block, LinearKind kind, const QuantizedLinear& linear) {
   Packed& packed = linears_[block * kLinearsPerBlock + static_cast<int>(kind)];
-  if (!device_.is_cpu()) {
+  if (!kernels_) {
     packed = std::make_unique<DeviceLinear>(linear, device_);
   } else if (linear.encoding == Encoding::kLut) {
     packed = kernels::LutMatrix(linear.packed, linear.lut, linear.out_features, linear.in_features,

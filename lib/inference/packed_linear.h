@@ -22,8 +22,10 @@ namespace gradq {
 
 class PackedLinearOp : public LinearOp {
  public:
-  // `weights` holds the biases and must outlive this, as must `pool` (may be null).
-  PackedLinearOp(const std::vector<BlockWeights>& weights, at::Device device, ThreadPool* pool);
+  // `weights` holds the biases and must outlive this, as must `pool` (may be null). `kernels`
+  // false: panels are decoded by ATen, as on every device but the CPU.
+  PackedLinearOp(const std::vector<BlockWeights>& weights, at::Device device, ThreadPool* pool,
+                 bool kernels = true);
   ~PackedLinearOp() override;
 
   // Takes over linear `kind` of `block`; Validate(linear) has passed.
@@ -43,6 +45,7 @@ class PackedLinearOp : public LinearOp {
 
   const std::vector<BlockWeights>& weights_;
   at::Device device_;
+  bool kernels_;
   ThreadPool* pool_;
   std::vector<Packed> linears_;
   at::Tensor scratch_;  // decoded rows, reused

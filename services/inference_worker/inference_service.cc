@@ -65,51 +65,66 @@ absl::StatusOr<std::shared_ptr<ServedModel>> InferenceService::Find(const std::s
   return found;
 }
 
-grpc::Status InferenceService::LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
-                                         v1::LoadModelResponse* response) {
-  const auto model = Find(request->model());
-  if (!model.ok()) return ToGrpc(model.status());
-  response->set_model((*model)->path);
-  response->set_weight_bytes((*model)->model->weight_bytes());
-  response->set_quantized((*model)->model->quantized());
-  return grpc::Status::OK;
+grpc::Status InferenceService::Serve(absl::FunctionRef<absl::Status()> call) {
+  {
+    std::lock_guard lock(mutex_);
+    if (draining_) return ToGrpc(absl::UnavailableError("the server is shutting down"));
+    ++running_;
+  }
+  const absl::Status status = call();
+  std::lock_guard lock(mutex_);
+  --running_;
+  ended_.notify_all();
+  return ToGrpc(status);
 }
 
-grpc::Status InferenceService::Score(grpc::ServerContext* context, const v1::ScoreRequest* request,
+void InferenceService::Drain(absl::Duration grace) {
+  std::unique_lock lock(mutex_);
+  draining_ = true;
+  ended_.wait_for(lock, absl::ToChronoMilliseconds(grace), [&] { return running_ == 0; });
+}
+
+absl::Status InferenceService::LoadModel(const v1::LoadModelRequest& request,
+                                         v1::LoadModelResponse* response) {
+  GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model, Find(request.model()));
+  response->set_model(model->path);
+  response->set_weight_bytes(model->model->weight_bytes());
+  response->set_quantized(model->model->quantized());
+  return absl::OkStatus();
+}
+
+absl::Status InferenceService::Score(grpc::ServerContext* context, const v1::ScoreRequest& request,
                                      v1::ScoreResponse* response) {
-  const auto model = Find(request->model());
-  if (!model.ok()) return ToGrpc(model.status());
-  const auto windows =
-      TextWindows(**model, request->text(), request->length(), request->max_sequences());
-  if (!windows.ok()) return ToGrpc(windows.status());
+  GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model, Find(request.model()));
+  GRADQ_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> windows,
+      TextWindows(*model, request.text(), request.length(), request.max_sequences()));
   absl::StatusOr<gradq::Score> score;
   compute_->Run([&] {
-    score = ScoreWindows(*(*model)->model, *windows, request->length(),
+    score = ScoreWindows(*model->model, windows, request.length(),
                          [&] { return context->IsCancelled(); });
   });
-  if (!score.ok()) return ToGrpc(score.status());
+  GRADQ_RETURN_IF_ERROR(score.status());
   response->set_perplexity(score->perplexity);
   response->set_tokens(score->tokens);
   response->set_seconds(score->seconds);
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-grpc::Status InferenceService::Compare(grpc::ServerContext* context,
-                                       const v1::CompareRequest* request,
+absl::Status InferenceService::Compare(grpc::ServerContext* context,
+                                       const v1::CompareRequest& request,
                                        v1::CompareResponse* response) {
-  const auto reference = Find(request->reference());
-  if (!reference.ok()) return ToGrpc(reference.status());
-  const auto model = Find(request->model());
-  if (!model.ok()) return ToGrpc(model.status());
-  const auto windows =
-      TextWindows(**reference, request->text(), request->length(), request->max_sequences());
-  if (!windows.ok()) return ToGrpc(windows.status());
+  GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> reference, Find(request.reference()));
+  GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model, Find(request.model()));
+  GRADQ_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> windows,
+      TextWindows(*reference, request.text(), request.length(), request.max_sequences()));
   absl::StatusOr<ComparisonResult> result;
   compute_->Run([&] {
-    result = CompareWindows(*(*model)->model, *(*reference)->model, *windows, request->length(),
+    result = CompareWindows(*model->model, *reference->model, windows, request.length(),
                             compute_->pool(), [&] { return context->IsCancelled(); });
   });
-  if (!result.ok()) return ToGrpc(result.status());
+  GRADQ_RETURN_IF_ERROR(result.status());
   v1::Comparison* comparison = response->mutable_comparison();
   comparison->set_perplexity(result->perplexity);
   comparison->set_reference_perplexity(result->reference_perplexity);
@@ -117,12 +132,12 @@ grpc::Status InferenceService::Compare(grpc::ServerContext* context,
   comparison->set_top1_agreement(result->top1_agreement);
   comparison->set_tokens(result->tokens);
   comparison->set_seconds(result->seconds);
-  return grpc::Status::OK;
+  return absl::OkStatus();
 }
 
-absl::Status InferenceService::GenerateTokens(grpc::ServerContext* context,
-                                              const v1::GenerateRequest& request,
-                                              grpc::ServerWriter<v1::GenerateResponse>* writer) {
+absl::Status InferenceService::Generate(grpc::ServerContext* context,
+                                        const v1::GenerateRequest& request,
+                                        grpc::ServerWriter<v1::GenerateResponse>* writer) {
   GRADQ_ASSIGN_OR_RETURN(const Sampling sampling, ReadSampling(request));
   if (request.max_tokens() < 0) {
     return absl::InvalidArgumentError(
@@ -172,10 +187,26 @@ absl::Status InferenceService::GenerateTokens(grpc::ServerContext* context,
   }
 }
 
+grpc::Status InferenceService::LoadModel(grpc::ServerContext*, const v1::LoadModelRequest* request,
+                                         v1::LoadModelResponse* response) {
+  return Serve([&] { return LoadModel(*request, response); });
+}
+
+grpc::Status InferenceService::Score(grpc::ServerContext* context, const v1::ScoreRequest* request,
+                                     v1::ScoreResponse* response) {
+  return Serve([&] { return Score(context, *request, response); });
+}
+
+grpc::Status InferenceService::Compare(grpc::ServerContext* context,
+                                       const v1::CompareRequest* request,
+                                       v1::CompareResponse* response) {
+  return Serve([&] { return Compare(context, *request, response); });
+}
+
 grpc::Status InferenceService::Generate(grpc::ServerContext* context,
                                         const v1::GenerateRequest* request,
                                         grpc::ServerWriter<v1::GenerateResponse>* writer) {
-  return ToGrpc(GenerateTokens(context, *request, writer));
+  return Serve([&] { return Generate(context, *request, writer); });
 }
 
 }  // namespace gradq

@@ -130,7 +130,9 @@ absl::Status Serve(const InferenceFlags& flags) {
     }
   });
   if (session != nullptr) session->Drain();
-  server->Shutdown(flags.drain_grace);
+  service.Drain(flags.drain_grace);
+  // Calls have ended; idle clients are not waited for.
+  server->Shutdown(absl::Milliseconds(100));
   if (tasks.joinable()) tasks.join();
   tasks_ended = true;
   impatience.join();
