@@ -11,8 +11,8 @@ namespace {
 constexpr double kProcessBytes = 256e6;
 // Chunks of activations and gradients a worker holds at once: read ahead, in work, being sent.
 constexpr double kChunksInFlight = 4;
-// gradq.json, tokenizer files and headers.
-constexpr double kSmallFiles = 8e6;
+// Of gradq.json and the safetensors header, per linear.
+constexpr double kRecordBytes = 1024;
 
 double D(int64_t value) { return static_cast<double>(value); }
 
@@ -153,7 +153,9 @@ double ArtifactBytes(const PlanInputs& inputs, const QuantizerRow& row, const Op
   }
   const double embeddings = D(g.vocab_size) * D(g.hidden_size) * (g.tied_embeddings ? 1 : 2);
   const double kept = D(g.blocks) * (elements - linear_elements) + embeddings + D(g.hidden_size);
-  return D(g.blocks) * linears + kept * D(inputs.source_bytes) + kSmallFiles;
+  const double records = D(g.blocks) * kLinearsPerBlock * kRecordBytes;
+  return D(g.blocks) * linears + kept * D(inputs.source_bytes) + D(inputs.small_files_bytes) +
+         records;
 }
 
 double SolveFlop(const PlanInputs& inputs, const QuantizerRow& row, const OptionMap& options) {

@@ -25,11 +25,12 @@ struct PlanInputs {
   int64_t sequences = 64;
   int64_t length = 512;
   int64_t chunk_sequences = 4;
-  int stages = 0;                   // 0: chosen
-  int workers = 1;                  // ready workers
-  int64_t worker_memory_bytes = 0;  // smallest of them; 0: unknown
-  int64_t compute_bytes = 4;        // bytes per element of compute_dtype
-  int64_t source_bytes = 2;         // bytes per element of the checkpoint
+  int stages = 0;                         // 0: chosen
+  int workers = 1;                        // ready workers
+  int64_t worker_memory_bytes = 0;        // smallest of them; 0: unknown
+  int64_t compute_bytes = 4;              // bytes per element of compute_dtype
+  int64_t source_bytes = 2;               // bytes per element of the checkpoint
+  int64_t small_files_bytes = 8'000'000;  // tokenizer and configuration files, which are copied
   // Statistics are summed as whole squares, not packed triangles: true on devices other than the
   // CPU.
   bool whole_squares = false;

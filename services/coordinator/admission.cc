@@ -92,15 +92,22 @@ absl::Status ResolveRecipe(v1::Recipe* recipe, PlanInputs* inputs) {
   return absl::OkStatus();
 }
 
-// What an artifact replaces: weights, configuration and tokenizer.
-absl::StatusOr<int64_t> OriginalBytes(const Checkpoint& checkpoint) {
+struct FolderBytes {
+  int64_t weights = 0;
+  int64_t small_files = 0;  // configuration and tokenizer
+};
+
+// What an artifact replaces and copies.
+absl::StatusOr<FolderBytes> MeasureFolder(const Checkpoint& checkpoint) {
   GRADQ_ASSIGN_OR_RETURN(const std::vector<FolderEntry> entries, checkpoint.folder().List());
   const std::vector<std::string>& weights = checkpoint.weight_files();
-  int64_t bytes = 0;
+  FolderBytes bytes;
   for (const FolderEntry& entry : entries) {
-    const bool counted = std::find(weights.begin(), weights.end(), entry.name) != weights.end() ||
-                         entry.name.ends_with(".json") || entry.name.ends_with(".model");
-    if (counted) bytes += entry.size;
+    if (std::find(weights.begin(), weights.end(), entry.name) != weights.end()) {
+      bytes.weights += entry.size;
+    } else if (entry.name.ends_with(".json") || entry.name.ends_with(".model")) {
+      bytes.small_files += entry.size;
+    }
   }
   return bytes;
 }
@@ -165,11 +172,12 @@ absl::StatusOr<AdmittedJob> Admission::Check(const v1::JobSpec& spec, const Flee
   }
   job.config_json = checkpoint->config_json();
   job.model_digest = checkpoint->layout_digest();
-  GRADQ_ASSIGN_OR_RETURN(job.original_bytes, OriginalBytes(*checkpoint));
+  GRADQ_ASSIGN_OR_RETURN(const FolderBytes bytes, MeasureFolder(*checkpoint));
+  job.original_bytes = bytes.weights + bytes.small_files;
+  inputs.small_files_bytes = bytes.small_files;
 
   inputs.geometry = admitted.geometry;
-  GRADQ_ASSIGN_OR_RETURN(const TensorInfo embedding,
-                         checkpoint->Find("model.embed_tokens.weight"));
+  GRADQ_ASSIGN_OR_RETURN(const TensorInfo embedding, checkpoint->Find("model.embed_tokens.weight"));
   inputs.source_bytes = DTypeSize(embedding.dtype);
   inputs.sequences = job.spec.sequences();
   inputs.length = job.spec.length();
