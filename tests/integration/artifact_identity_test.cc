@@ -74,6 +74,26 @@ TEST_F(ArtifactIdentity, AnyThreads) {
   EXPECT_EQ(Run("threads2", {"--workers", "1", "--threads", "2"}), Reference());
 }
 
+// The command starts its coordinator again on the same data; workers find it and go on.
+TEST_F(ArtifactIdentity, CoordinatorKilled) {
+  const std::string folder = Folder("coordinator");
+  RemoveRecursively(folder).IgnoreError();
+  QuantizeRun run = QuantizeRun::Start(folder, JobArguments({"--workers", "2"}));
+  bool killed = false;
+  for (const absl::Time limit = absl::Now() + kLimit; !killed && absl::Now() < limit;) {
+    for (const v1::Task& task : run.Tasks()) {
+      if (killed || task.state() != v1::Task::RUNNING || task.chunks_done() == 0) continue;
+      // Never pid 0: that would be this test's own process group.
+      const int pid = run.PidOf("coordinator");
+      killed = pid > 0 && kill(pid, SIGKILL) == 0;
+    }
+    absl::SleepFor(absl::Milliseconds(2));
+  }
+  EXPECT_TRUE(killed);
+  EXPECT_EQ(run.Wait(kLimit), 0) << run.Log();
+  EXPECT_EQ(ArtifactListing(run.output()), Reference());
+}
+
 struct Kill {
   std::string phase;  // first word of the task's name
   int workers;
