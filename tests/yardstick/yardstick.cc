@@ -72,7 +72,7 @@ absl::StatusOr<std::pair<double, double>> ScoreArtifact(const Inputs& inputs,
                                                         ThreadPool* pool) {
   std::string folder = std::filesystem::temp_directory_path().string() + "/gradq-yardstick-XXXXXX";
   if (mkdtemp(folder.data()) == nullptr) return ErrnoToStatus(errno, "cannot create", folder);
-  const absl::StatusOr<std::pair<double, double>> scores =
+  absl::StatusOr<std::pair<double, double>> scores =
       [&]() -> absl::StatusOr<std::pair<double, double>> {
     ArtifactInputs artifact;
     artifact.original = inputs.checkpoint.get();
