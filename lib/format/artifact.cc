@@ -115,7 +115,7 @@ class FolderArtifact : public Artifact {
   absl::Status CheckTensors() const {
     const auto check = [&](const std::string& name,
                            const std::vector<int64_t>& shape) -> absl::StatusOr<TensorInfo> {
-      const absl::StatusOr<TensorInfo> tensor = weights_.Find(name);
+      absl::StatusOr<TensorInfo> tensor = weights_.Find(name);
       if (!tensor.ok()) return Bad(weights_.files().front(), StrCat("tensor missing: ", name));
       if (tensor->shape != shape)
         return Bad(weights_.FileOf(name), StrCat("shape contradicts config.json: ", name));

@@ -90,11 +90,8 @@ absl::StatusOr<Encoding> ParseEncoding(std::string_view word) {
 }
 
 double QuantizedLinear::average_bits() const {
-  const double zero_bits =
-      zero_point.empty()
-          ? 0
-          : 32.0 * static_cast<double>(PackedWords(out_features, bits)) *
-                static_cast<double>(static_cast<int64_t>(zero_point.size()) / out_features);
+  const int64_t groups = static_cast<int64_t>(zero_point.size()) / out_features;
+  const double zero_bits = 32.0 * static_cast<double>(PackedWords(out_features, bits) * groups);
   const double total = 32.0 * static_cast<double>(packed.size()) +
                        16.0 * static_cast<double>(lut.size() + scale.size()) + zero_bits;
   return total / static_cast<double>(weights());

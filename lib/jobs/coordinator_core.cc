@@ -54,7 +54,7 @@ CoreImpl::CoreImpl(JobStore* store, CoreOptions options, const StoreContent& con
 
 absl::Status CoreImpl::Restore(const StoreContent& content) {
   for (const StoreRecord& record : content.records) {
-    const absl::Status damaged =
+    absl::Status damaged =
         absl::DataLossError(StrCat("stored record does not parse: ", record.key));
     if (record.table == StoreRecord::Table::kRequests) {
       if (!requests_[record.key].ParseFromString(record.data)) return damaged;

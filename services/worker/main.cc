@@ -142,7 +142,7 @@ absl::Status RunWorker(WorkerFlags flags) {
       session->Drain();
     }
   });
-  const absl::Status status = session->Run();
+  absl::Status status = session->Run();
   server->SetServing(false);
   store->Shutdown();
   server->Shutdown(absl::Seconds(1));

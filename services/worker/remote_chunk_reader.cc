@@ -81,7 +81,7 @@ absl::Status RemoteChunkReader::Close() {
   v1::ChunkPiece rest;
   while (call_->stream->Read(&rest)) {
   }
-  const absl::Status status = FromGrpc(call_->stream->Finish());
+  absl::Status status = FromGrpc(call_->stream->Finish());
   std::lock_guard lock(mutex_);
   call_.reset();
   return status;
