@@ -35,6 +35,8 @@ class LutMatrix {
   int bits() const { return bits_; }
   // Leading columns of a row that are in blocks.
   int64_t blocked_columns() const { return blocked_columns_; }
+  // Words per row.
+  int64_t stride() const { return stride_; }
   const uint32_t* row(int64_t r) const { return packed_.get() + r * stride_; }
   const uint16_t* table(int64_t r) const { return lut_.get() + (r << bits_); }
   // Code of one weight; slow.
@@ -51,7 +53,7 @@ class LutMatrix {
 
   int64_t out_features_ = 0;
   int64_t in_features_ = 0;
-  int64_t stride_ = 0;  // words per row
+  int64_t stride_ = 0;
   int64_t blocked_columns_ = 0;
   int bits_ = 0;
   Buffer<uint32_t> packed_;  // a readable pad follows the last row, so that vectors may run over

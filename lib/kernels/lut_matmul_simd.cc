@@ -36,9 +36,10 @@ constexpr int kParts = static_cast<int>(LutMatrix::kLanes) / kVector;
 // Independent sums per output, to cover the latency of the fused multiply-add. The same for every
 // batch: an output must not depend on it.
 constexpr int kSums = 4;
-// How far ahead of decoding memory is asked for, into the second-level cache and then the first.
-constexpr int64_t kPrefetchFar = 6144;
-constexpr int64_t kPrefetchNear = 2048;
+// Least distance, in words, at which memory is asked for ahead of decoding.
+constexpr int64_t kPrefetchWords = 512;
+// Rows of weights that share loads of a single row of x, as many as the registers hold sums for.
+constexpr int kRowsTogether = HWY_TARGET == HWY_AVX2 ? 1 : 4;
 // Rows of x that share one pass over the codes, as many as the registers hold sums for.
 constexpr int kGroup = HWY_TARGET == HWY_AVX2 ? 2 : 4;
 
@@ -75,7 +76,7 @@ HWY_INLINE VF LoadRepeated(const uint16_t* table, int bits) {
 template <int kBits>
 class RowTable {
  public:
-  HWY_INLINE explicit RowTable(const uint16_t* table) {
+  HWY_INLINE void Load(const uint16_t* table) {
     if constexpr (kBits <= 4) {
       low_ = LoadRepeated(table, kBits);
       high_ = low_;
@@ -113,110 +114,165 @@ class RowTable {
   float entries_[kBits <= 4 ? 1 : 1 << kBits];
 };
 
-// Where decoded weights go: Use gets the weights of columns [column, column + kVector), `kSum`
-// cycles through 0 .. kSums - 1.
+// Where decoded weights go. At(column) is fetched once and then given to Add with the weights of
+// each of the rows that are decoded together, columns [column, column + kVector); kSum cycles
+// through 0 .. kSums - 1.
 
-template <int kRows>
+// Products of kRows rows of weights with kBatch rows of x.
+template <int kRows, int kBatch>
 class DotSink {
  public:
+  // x there. One load serves all rows: loads, not arithmetic, are what one row at a time waits for.
+  struct Place {
+    VF x[kBatch];
+  };
+
   HWY_INLINE DotSink(const float* x, int64_t stride) {
-    for (int b = 0; b < kRows; ++b) {
-      x_[b] = x + b * stride;
-      for (int s = 0; s < kSums; ++s) sum_[b][s] = hn::Zero(F());
+    for (int b = 0; b < kBatch; ++b) x_[b] = x + b * stride;
+    for (auto& row : sum_) {
+      for (auto& of_x : row) {
+        for (VF& sum : of_x) sum = hn::Zero(F());
+      }
     }
   }
-  template <int kSum>
-  HWY_INLINE void Use(int64_t column, VF weight) {
-    for (int b = 0; b < kRows; ++b)
-      sum_[b][kSum] = hn::MulAdd(weight, hn::LoadU(F(), x_[b] + column), sum_[b][kSum]);
+  HWY_INLINE Place At(int64_t column) const {
+    Place place;
+    for (int b = 0; b < kBatch; ++b) place.x[b] = hn::LoadU(F(), x_[b] + column);
+    return place;
   }
-  HWY_INLINE void UsePart(int64_t column, int64_t count, VF weight) {
+  // `count` columns; zero beyond.
+  HWY_INLINE Place AtPart(int64_t column, int64_t count) const {
     const auto mask = hn::FirstN(F(), static_cast<size_t>(count));
-    for (int b = 0; b < kRows; ++b)
-      sum_[b][0] = hn::MulAdd(weight, hn::MaskedLoad(mask, F(), x_[b] + column), sum_[b][0]);
+    Place place;
+    for (int b = 0; b < kBatch; ++b) place.x[b] = hn::MaskedLoad(mask, F(), x_[b] + column);
+    return place;
   }
-  HWY_INLINE float Total(int b) const {
-    const VF sum = hn::Add(hn::Add(sum_[b][0], sum_[b][1]), hn::Add(sum_[b][2], sum_[b][3]));
-    return hn::GetLane(hn::SumOfLanes(F(), sum));
+  template <int kSum>
+  HWY_INLINE void Add(int r, const Place& place, VF weight) {
+    for (int b = 0; b < kBatch; ++b) {
+      sum_[r][b][kSum] = hn::MulAdd(weight, place.x[b], sum_[r][b][kSum]);
+    }
+  }
+  HWY_INLINE float Total(int r, int b) const {
+    const VF* sum = sum_[r][b];
+    const VF total = hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
+    return hn::GetLane(hn::SumOfLanes(F(), total));
   }
 
  private:
-  const float* x_[kRows];
-  VF sum_[kRows][kSums];
+  const float* x_[kBatch];
+  VF sum_[kRows][kBatch][kSums];
 };
 
+// One row into memory.
 class StoreSink {
  public:
+  struct Place {
+    float* to;
+    int64_t count;
+  };
+
   HWY_INLINE explicit StoreSink(float* out) : out_(out) {}
+  HWY_INLINE Place At(int64_t column) const { return {out_ + column, kVector}; }
+  HWY_INLINE Place AtPart(int64_t column, int64_t count) const { return {out_ + column, count}; }
   template <int kSum>
-  HWY_INLINE void Use(int64_t column, VF weight) {
-    hn::StoreU(weight, F(), out_ + column);
-  }
-  HWY_INLINE void UsePart(int64_t column, int64_t count, VF weight) {
-    hn::BlendedStore(weight, hn::FirstN(F(), static_cast<size_t>(count)), F(), out_ + column);
+  HWY_INLINE void Add(int, const Place& place, VF weight) {
+    if (place.count == kVector) {
+      hn::StoreU(weight, F(), place.to);
+    } else {
+      hn::BlendedStore(weight, hn::FirstN(F(), static_cast<size_t>(place.count)), F(), place.to);
+    }
   }
 
  private:
   float* out_;
 };
 
-// Decoding is slow enough to leave too few loads in flight for the memory's latency, and the
-// machine's own prefetcher stops at pages. Beyond the matrix it reads nothing and faults nowhere.
-HWY_INLINE void Prefetch(const uint32_t* words) {
-  const char* from = reinterpret_cast<const char*>(words);
-  __builtin_prefetch(from + kPrefetchFar, 0, 2);
-  __builtin_prefetch(from + kPrefetchNear, 0, 3);
+// Decoding leaves too few loads in flight for the memory's latency, and the machine's own
+// prefetcher stops at pages. Beyond the matrix this reads nothing and faults nowhere.
+template <int kRows>
+HWY_INLINE void Prefetch(const uint32_t* const* rows, int64_t word, int64_t ahead) {
+  for (int r = 0; r < kRows; ++r) __builtin_prefetch(rows[r] + word + ahead, 0, 2);
 }
 
-// Codes kFirst, kFirst + 1, ... kLast - 1 of each lane of `words`, the first at bit kShift.
-template <int kBits, int kFirst, int kLast, int kShift, class Sink>
-HWY_INLINE void UseWord(const RowTable<kBits>& table, VU words, int64_t column, Sink& sink) {
-  if constexpr (kFirst < kLast) {
-    const VU codes = hn::ShiftRight<kShift>(words);
-    sink.template Use<kFirst % kSums>(column + kFirst * LutMatrix::kLanes, table.Lookup(codes));
-    if constexpr (kBits == 2 && kVector == 16) {
-      sink.template Use<(kFirst + 1) % kSums>(column + (kFirst + 1) * LutMatrix::kLanes,
-                                              table.LookupSecond(codes));
-      UseWord<kBits, kFirst + 2, kLast, kShift + 2 * kBits>(table, words, column, sink);
-    } else {
-      UseWord<kBits, kFirst + 1, kLast, kShift + kBits>(table, words, column, sink);
-    }
+// Words ahead at which kRows rows at a time are asked for. Not whole groups of rows: their distance
+// may be a power of two, where cache sets collide.
+HWY_INLINE int64_t PrefetchDistance(const LutMatrix& matrix, int rows) {
+  return std::max(kPrefetchWords, rows * matrix.stride() * 3 / 2);
+}
+
+// What Prefetch will not ask for because it lies before its distance.
+HWY_INLINE void PrefetchFirst(const LutMatrix& matrix, int64_t row, int64_t distance) {
+  for (int64_t word = 0; word < distance; word += LutMatrix::kLanes) {
+    __builtin_prefetch(matrix.row(row) + word, 0, 2);
   }
 }
 
-template <int kBits, class Sink>
-HWY_INLINE void DecodeBlocks(const RowTable<kBits>& table, const uint32_t* words, int64_t columns,
-                             Sink& sink) {
+template <int kRows>
+HWY_INLINE void LoadWords(const uint32_t* const* rows, int64_t word, VU* words) {
+  for (int r = 0; r < kRows; ++r) words[r] = hn::LoadU(U(), rows[r] + word);
+}
+
+// Codes kFirst, kFirst + 1, ... kLast - 1 of each lane of the rows' `words`, the first at bit
+// kShift.
+template <int kBits, int kFirst, int kLast, int kShift, int kRows, class Sink>
+HWY_INLINE void UseWord(const RowTable<kBits>* tables, const VU* words, int64_t column,
+                        Sink& sink) {
+  if constexpr (kFirst < kLast) {
+    constexpr bool kTwo = kBits == 2 && kVector == 16;
+    constexpr int kNext = kFirst + (kTwo ? 2 : 1);
+    const auto first = sink.At(column + kFirst * LutMatrix::kLanes);
+    const auto second = sink.At(column + (kNext - 1) * LutMatrix::kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const VU codes = hn::ShiftRight<kShift>(words[r]);
+      sink.template Add<kFirst % kSums>(r, first, tables[r].Lookup(codes));
+      if constexpr (kTwo) {
+        sink.template Add<(kFirst + 1) % kSums>(r, second, tables[r].LookupSecond(codes));
+      }
+    }
+    UseWord<kBits, kNext, kLast, kShift + (kNext - kFirst) * kBits, kRows>(tables, words, column,
+                                                                           sink);
+  }
+}
+
+template <int kBits, int kRows, class Sink>
+HWY_INLINE void DecodeBlocks(const RowTable<kBits>* tables, const uint32_t* const* rows,
+                             int64_t columns, int64_t ahead, Sink& sink) {
+  constexpr int64_t kLanes = LutMatrix::kLanes;
   if constexpr (kBits == 3) {
     // 32 codes in three words; codes 10 and 21 cross from one word to the next.
-    for (int64_t column = 0; column < columns;
-         column += 32 * LutMatrix::kLanes, words += 3 * LutMatrix::kLanes) {
+    VU w0[kRows], w1[kRows], w2[kRows], crossing[kRows];
+    for (int64_t column = 0, word = 0; column < columns;
+         column += 32 * kLanes, word += 3 * kLanes) {
+      for (int w = 0; w < 3; ++w) Prefetch<kRows>(rows, word + w * kLanes, ahead);
       for (int part = 0; part < kParts; ++part) {
-        const uint32_t* from = words + part * kVector;
+        const int64_t from = word + part * kVector;
         const int64_t at = column + part * kVector;
-        if (part == 0) {
-          for (int w = 0; w < 3; ++w) Prefetch(words + w * LutMatrix::kLanes);
+        LoadWords<kRows>(rows, from, w0);
+        UseWord<3, 0, 10, 0, kRows>(tables, w0, at, sink);
+        LoadWords<kRows>(rows, from + kLanes, w1);
+        for (int r = 0; r < kRows; ++r) {
+          crossing[r] = hn::Or(hn::ShiftRight<30>(w0[r]), hn::ShiftLeft<2>(w1[r]));
         }
-        const VU w0 = hn::LoadU(U(), from);
-        const VU w1 = hn::LoadU(U(), from + LutMatrix::kLanes);
-        const VU w2 = hn::LoadU(U(), from + 2 * LutMatrix::kLanes);
-        UseWord<3, 0, 10, 0>(table, w0, at, sink);
-        UseWord<3, 10, 11, 0>(table, hn::Or(hn::ShiftRight<30>(w0), hn::ShiftLeft<2>(w1)), at,
-                              sink);
-        UseWord<3, 11, 21, 1>(table, w1, at, sink);
-        UseWord<3, 21, 22, 0>(table, hn::Or(hn::ShiftRight<31>(w1), hn::ShiftLeft<1>(w2)), at,
-                              sink);
-        UseWord<3, 22, 32, 2>(table, w2, at, sink);
+        UseWord<3, 10, 11, 0, kRows>(tables, crossing, at, sink);
+        UseWord<3, 11, 21, 1, kRows>(tables, w1, at, sink);
+        LoadWords<kRows>(rows, from + 2 * kLanes, w2);
+        for (int r = 0; r < kRows; ++r) {
+          crossing[r] = hn::Or(hn::ShiftRight<31>(w1[r]), hn::ShiftLeft<1>(w2[r]));
+        }
+        UseWord<3, 21, 22, 0, kRows>(tables, crossing, at, sink);
+        UseWord<3, 22, 32, 2, kRows>(tables, w2, at, sink);
       }
     }
   } else if constexpr (kBits <= 4) {
     constexpr int kCodes = 32 / kBits;
-    for (int64_t column = 0; column < columns;
-         column += kCodes * LutMatrix::kLanes, words += LutMatrix::kLanes) {
-      Prefetch(words);
+    VU words[kRows];
+    for (int64_t column = 0, word = 0; column < columns;
+         column += kCodes * kLanes, word += kLanes) {
+      Prefetch<kRows>(rows, word, ahead);
       for (int part = 0; part < kParts; ++part) {
-        UseWord<kBits, 0, kCodes, 0>(table, hn::LoadU(U(), words + part * kVector),
-                                     column + part * kVector, sink);
+        LoadWords<kRows>(rows, word + part * kVector, words);
+        UseWord<kBits, 0, kCodes, 0, kRows>(tables, words, column + part * kVector, sink);
       }
     }
   }
@@ -224,41 +280,57 @@ HWY_INLINE void DecodeBlocks(const RowTable<kBits>& table, const uint32_t* words
 
 // Columns [begin, end) in canonical order; begin is a multiple of kVector, whose codes start on a
 // byte.
-template <int kBits, class Sink>
-HWY_INLINE void DecodeTail(const RowTable<kBits>& table, const uint32_t* row, int64_t begin,
-                           int64_t end, Sink& sink) {
+template <int kBits, int kRows, class Sink>
+HWY_INLINE void DecodeTail(const RowTable<kBits>* tables, const uint32_t* const* rows,
+                           int64_t begin, int64_t end, Sink& sink) {
   const VU bit = hn::Mul(hn::Iota(U(), 0), hn::Set(U(), kBits));
   const auto offset = hn::BitCast(I(), hn::ShiftRight<3>(bit));
   const VU shift = hn::And(bit, hn::Set(U(), 7));
   for (int64_t column = begin; column < end; column += kVector) {
-    const char* from = reinterpret_cast<const char*>(row) + column * kBits / 8;
-    const VU codes = hn::Shr(
-        hn::BitCast(U(), hn::GatherOffset(I(), reinterpret_cast<const int32_t*>(from), offset)),
-        shift);
-    const VF weight = table.Lookup(codes);
-    if (end - column >= kVector) {
-      sink.template Use<0>(column, weight);
-    } else {
-      sink.UsePart(column, end - column, weight);
+    const auto place =
+        end - column >= kVector ? sink.At(column) : sink.AtPart(column, end - column);
+    for (int r = 0; r < kRows; ++r) {
+      const char* from = reinterpret_cast<const char*>(rows[r]) + column * kBits / 8;
+      const auto words = hn::GatherOffset(I(), reinterpret_cast<const int32_t*>(from), offset);
+      const VU codes = hn::Shr(hn::BitCast(U(), words), shift);
+      sink.template Add<0>(r, place, tables[r].Lookup(codes));
     }
   }
 }
 
-template <int kBits, class Sink>
-HWY_INLINE void DecodeRow(const LutMatrix& matrix, int64_t r, Sink& sink) {
-  const RowTable<kBits> table(matrix.table(r));
-  DecodeBlocks<kBits>(table, matrix.row(r), matrix.blocked_columns(), sink);
-  DecodeTail<kBits>(table, matrix.row(r), matrix.blocked_columns(), matrix.in_features(), sink);
+// Rows [first, first + kRows).
+template <int kBits, int kRows, class Sink>
+HWY_INLINE void DecodeRows(const LutMatrix& matrix, int64_t first, Sink& sink) {
+  RowTable<kBits> tables[kRows];
+  const uint32_t* rows[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    tables[r].Load(matrix.table(first + r));
+    rows[r] = matrix.row(first + r);
+  }
+  const int64_t ahead = PrefetchDistance(matrix, kRows);
+  DecodeBlocks<kBits, kRows>(tables, rows, matrix.blocked_columns(), ahead, sink);
+  DecodeTail<kBits, kRows>(tables, rows, matrix.blocked_columns(), matrix.in_features(), sink);
 }
 
-template <int kBits, int kRows>
+template <int kBits, int kRows, int kBatch>
+HWY_INLINE void DotTile(const LutMatrix& matrix, int64_t first, const float* x, int64_t x_stride,
+                        float* y) {
+  DotSink<kRows, kBatch> sink(x, x_stride);
+  DecodeRows<kBits, kRows>(matrix, first, sink);
+  for (int r = 0; r < kRows; ++r) {
+    for (int b = 0; b < kBatch; ++b) y[b * matrix.out_features() + first + r] = sink.Total(r, b);
+  }
+}
+
+template <int kBits, int kBatch>
 HWY_INLINE void DotRows(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
                         int64_t x_stride, float* y) {
-  for (int64_t r = begin; r < end; ++r) {
-    DotSink<kRows> sink(x, x_stride);
-    DecodeRow<kBits>(matrix, r, sink);
-    for (int b = 0; b < kRows; ++b) y[b * matrix.out_features() + r] = sink.Total(b);
-  }
+  // A batch has registers for one row only; tables of 5 and more bits lie in memory.
+  constexpr int kRows = kBatch == 1 && kBits <= 4 ? kRowsTogether : 1;
+  PrefetchFirst(matrix, begin, PrefetchDistance(matrix, kRows));
+  int64_t r = begin;
+  for (; r + kRows <= end; r += kRows) DotTile<kBits, kRows, kBatch>(matrix, r, x, x_stride, y);
+  for (; r < end; ++r) DotTile<kBits, 1, kBatch>(matrix, r, x, x_stride, y);
 }
 
 template <int kBits>
@@ -278,7 +350,7 @@ template <int kBits>
 void Dequantize(const LutMatrix& matrix, int64_t begin, int64_t end, float* out) {
   for (int64_t r = begin; r < end; ++r) {
     StoreSink sink(out + (r - begin) * matrix.in_features());
-    DecodeRow<kBits>(matrix, r, sink);
+    DecodeRows<kBits, 1>(matrix, r, sink);
   }
 }
 
@@ -370,17 +442,21 @@ HWY_EXPORT(DotAnyBits);
 HWY_EXPORT(DequantizeAnyBits);
 HWY_EXPORT(Sum);
 
-constexpr int64_t kTileRows = 32;
+// Tiles per thread: enough to balance, few because each begins with memory that nobody prefetched.
+constexpr int64_t kTilesPerThread = 2;
+constexpr int64_t kLeastTileRows = 16;
 // Weights below which waking the pool costs more than it saves.
 constexpr int64_t kSmall = 1 << 16;
 
 template <typename Body>
 void ForTiles(int64_t begin, int64_t end, int64_t work, ThreadPool* pool, const Body& body) {
   if (pool == nullptr || work < kSmall) return body(begin, end);
-  const int64_t tiles = (end - begin + kTileRows - 1) / kTileRows;
-  pool->ParallelFor(tiles, [&](int64_t tile, int) {
-    const int64_t first = begin + tile * kTileRows;
-    body(first, std::min(first + kTileRows, end));
+  // Any cut gives the same result: a row's sums are its own.
+  const int64_t rows =
+      std::max(kLeastTileRows, (end - begin) / (pool->threads() * kTilesPerThread));
+  pool->ParallelFor((end - begin + rows - 1) / rows, [&](int64_t tile, int) {
+    const int64_t first = begin + tile * rows;
+    body(first, std::min(first + rows, end));
   });
 }
 

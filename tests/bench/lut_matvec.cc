@@ -59,6 +59,23 @@ double ReadPass(const std::vector<LutMatrix>& matrices, int64_t words, ThreadPoo
   return static_cast<double>(matrices.size()) * static_cast<double>(words) * 4 / seconds / 1e9;
 }
 
+// The same matrix by matrix, in the calls and tiles of a product: what such calls can reach on this
+// machine as busy as it is.
+double ReadCallsPass(const std::vector<LutMatrix>& matrices, int64_t words, ThreadPool& pool) {
+  constexpr int64_t kTiles = kSize / 32;
+  std::vector<uint32_t> sums(kTiles);
+  const double start = Now();
+  for (const LutMatrix& matrix : matrices) {
+    pool.ParallelFor(kTiles, [&](int64_t tile, int) {
+      sums[tile] = SumWords(matrix.row(0) + tile * (words / kTiles), words / kTiles);
+    });
+  }
+  const double seconds = Now() - start;
+  volatile uint32_t sink = sums[0];
+  (void)sink;
+  return static_cast<double>(matrices.size()) * static_cast<double>(words) * 4 / seconds / 1e9;
+}
+
 double MultiplyPass(const std::vector<LutMatrix>& matrices, int64_t words,
                     const std::vector<float>& x, std::vector<float>& y, ThreadPool& pool) {
   const double start = Now();
@@ -88,19 +105,20 @@ void Run(int bits, const Options& options, ThreadPool& pool) {
   // The content is one and the same, its memory is not.
   for (int64_t m = 0; m < count; ++m) matrices.emplace_back(packed, lut, kSize, kSize, bits, &pool);
 
-  std::vector<double> read, multiply, ratio;
+  std::vector<double> read, read_calls, multiply, ratio;
   const double end = Now() + options.seconds;
   while (Now() < end || ratio.size() < 3) {
     read.push_back(ReadPass(matrices, words, pool));
     multiply.push_back(MultiplyPass(matrices, words, x, y, pool));
+    read_calls.push_back(ReadCallsPass(matrices, words, pool));
     ratio.push_back(multiply.back() / read.back());
   }
   std::printf(
-      "%d bits: %lld matrices, %.1f GiB packed, read %.1f GB/s, multiply %.1f GB/s, ratio %.2f "
-      "(median of %zu)\n",
+      "%d bits: %lld matrices, %.1f GiB packed, read %.1f GB/s (matrix by matrix %.1f), multiply "
+      "%.1f GB/s, ratio %.2f (median of %zu)\n",
       bits, static_cast<long long>(count),
-      static_cast<double>(count * words * 4) / (int64_t{1} << 30), Median(read), Median(multiply),
-      Median(ratio), ratio.size());
+      static_cast<double>(count * words * 4) / (int64_t{1} << 30), Median(read), Median(read_calls),
+      Median(multiply), Median(ratio), ratio.size());
 }
 
 int Main(int argc, char** argv) {
