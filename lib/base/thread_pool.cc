@@ -13,16 +13,21 @@
 
 namespace gradq {
 
+// Threads enter and leave a call without the mutex: with calls of some 100 µs, threads that queue
+// for it would spend a good part of them asleep. Who enters counts itself in `running` first and
+// then looks at `body`; who ends a call clears `body` first and then waits for `running` to be 0.
+// Both are sequentially consistent, so that a thread which found a body is waited for. The mutex
+// only guards sleeping.
 struct ThreadPool::State {
+  using Body = absl::FunctionRef<void(int64_t, int)>;
   std::mutex mutex;
   std::condition_variable wake;
   std::condition_variable done;
-  using Body = absl::FunctionRef<void(int64_t, int)>;
-  const Body* body = nullptr;  // null: no call takes further threads
-  int64_t count = 0;
+  std::atomic<const Body*> body{nullptr};  // null: no call takes further threads
+  int64_t count = 0;                       // written only while `body` is null and nobody is inside
   std::atomic<int64_t> next{0};
-  // Written under the mutex; atomic because spinning threads read them without it.
-  std::atomic<int> running{0};  // threads of the pool inside the present call
+  std::atomic<int> running{0};  // threads of the pool that entered, or look whether they can
+  std::atomic<bool> caller_sleeps{false};
   std::atomic<int64_t> generation{0};
   std::atomic<bool> stop{false};
   std::chrono::nanoseconds spin{0};
@@ -59,25 +64,23 @@ struct ThreadPool::State {
 
   void Loop(int worker) {
     int64_t seen = 0;
-    std::unique_lock lock(mutex);
+    const auto called = [&] { return stop || generation != seen; };
     while (true) {
-      if (!stop && generation == seen) {
-        lock.unlock();
-        Spin([&] { return stop || generation != seen; });
-        lock.lock();
+      Spin(called);
+      if (!called()) {
+        std::unique_lock lock(mutex);
+        wake.wait(lock, called);
       }
-      wake.wait(lock, [&] { return stop || generation != seen; });
       if (stop) return;
       seen = generation;
-      // Too late for this call: nobody waited, so that a thread which the machine is slow to run
-      // delays nothing.
-      if (body == nullptr) continue;
       ++running;
-      const Body& work = *body;
-      lock.unlock();
-      Work(work, worker);
-      lock.lock();
-      if (--running == 0) done.notify_one();
+      // Null: too late for this call. Nobody waited, so that a thread which the machine is slow to
+      // run delays nothing.
+      if (const Body* work = body; work != nullptr) Work(*work, worker);
+      if (--running == 0 && caller_sleeps) {
+        std::lock_guard lock(mutex);
+        done.notify_one();
+      }
     }
   }
 };
@@ -106,20 +109,25 @@ void ThreadPool::ParallelFor(int64_t count, absl::FunctionRef<void(int64_t, int)
     for (int64_t i = 0; i < count; ++i) body(i, 0);
     return;
   }
+  GRADQ_CHECK(state_->body == nullptr);
+  state_->count = count;
+  state_->next = 0;
+  state_->body = &body;
   {
     std::lock_guard lock(state_->mutex);
-    GRADQ_CHECK(state_->body == nullptr);
-    state_->body = &body;
-    state_->count = count;
-    state_->next = 0;
     ++state_->generation;
   }
   state_->wake.notify_all();
   state_->Work(body, 0);
-  state_->Spin([&] { return state_->running == 0; });
-  std::unique_lock lock(state_->mutex);
   state_->body = nullptr;
-  state_->done.wait(lock, [&] { return state_->running == 0; });
+  const auto all_left = [&] { return state_->running == 0; };
+  state_->Spin(all_left);
+  if (!all_left()) {
+    std::unique_lock lock(state_->mutex);
+    state_->caller_sleeps = true;
+    state_->done.wait(lock, all_left);
+    state_->caller_sleeps = false;
+  }
   if (state_->thrown != nullptr) {
     std::rethrow_exception(std::exchange(state_->thrown, nullptr));
   }
