@@ -4,6 +4,7 @@
 //
 //   lut_matvec [--threads N] [--bits B] [--target avx512|avx2] [--seconds S]
 
+#include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
 #include <unistd.h>
 
@@ -76,10 +77,10 @@ double ReadCallsPass(const std::vector<LutMatrix>& matrices, int64_t words, Thre
   return static_cast<double>(matrices.size()) * static_cast<double>(words) * 4 / seconds / 1e9;
 }
 
-double MultiplyPass(const std::vector<LutMatrix>& matrices, int64_t words,
-                    const std::vector<float>& x, std::vector<float>& y, ThreadPool& pool) {
+double MultiplyPass(const std::vector<LutMatrix>& matrices, int64_t words, const float* x,
+                    std::vector<float>& y, ThreadPool& pool) {
   const double start = Now();
-  for (const LutMatrix& matrix : matrices) LutMatmul(matrix, x.data(), 1, y.data(), &pool);
+  for (const LutMatrix& matrix : matrices) LutMatmul(matrix, x, 1, y.data(), &pool);
   const double seconds = Now() - start;
   return static_cast<double>(matrices.size()) * static_cast<double>(words) * 4 / seconds / 1e9;
 }
@@ -99,8 +100,10 @@ void Run(int bits, const Options& options, ThreadPool& pool) {
   for (uint32_t& word : packed) word = static_cast<uint32_t>(random());
   std::vector<uint16_t> lut(kSize << bits);
   for (uint16_t& entry : lut) entry = static_cast<uint16_t>(0x2000 + random() % 0x1800);
-  std::vector<float> x(kSize), y(kSize);
-  for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
+  // On a cache line, as libtorch's tensors are.
+  const auto x = hwy::AllocateAligned<float>(kSize);
+  std::vector<float> y(kSize);
+  for (int64_t i = 0; i < kSize; ++i) x[i] = static_cast<float>(random() % 2001) / 1000 - 1;
   std::vector<LutMatrix> matrices;
   // The content is one and the same, its memory is not.
   for (int64_t m = 0; m < count; ++m) matrices.emplace_back(packed, lut, kSize, kSize, bits, &pool);
@@ -109,7 +112,7 @@ void Run(int bits, const Options& options, ThreadPool& pool) {
   const double end = Now() + options.seconds;
   while (Now() < end || ratio.size() < 3) {
     read.push_back(ReadPass(matrices, words, pool));
-    multiply.push_back(MultiplyPass(matrices, words, x, y, pool));
+    multiply.push_back(MultiplyPass(matrices, words, x.get(), y, pool));
     read_calls.push_back(ReadCallsPass(matrices, words, pool));
     ratio.push_back(multiply.back() / read.back());
   }
