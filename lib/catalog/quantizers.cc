@@ -36,6 +36,19 @@ constexpr OptionSpec kLnqOptions[] = {
      .choices = "best|published",
      .help = "best: optimal start, error-feedback candidates, keep-best per row; published: the "
              "paper's algorithm, for comparison"},
+    {.name = "shrinkage",
+     .type = OptionSpec::Type::kChoice,
+     .default_value = "auto",
+     .choices = "auto|1|0.95|0.9|0.8|0.7|0.6|0.5|0.4|0.3|0.2|0.1",
+     .help = "coupled objective: how far the terms between output channels are shrunk, 1 drops "
+             "them; auto takes the value with the lowest loss on held-out calibration windows"},
+    {.name = "holdout",
+     .type = OptionSpec::Type::kInt,
+     .default_value = "8",
+     .min = 1,
+     .max = 1048576,
+     .help = "coupled objective: last calibration windows kept out of the statistics to choose the "
+             "shrinkage"},
 };
 
 constexpr QuantizerRow kRows[] = {
@@ -71,19 +84,21 @@ constexpr QuantizerRow kRows[] = {
      .needs =
          [](Objective objective, const OptionMap& options) {
            Needs needs{objective == Objective::kPlain ? kGram : kFisherBlocks};
+           if (objective == Objective::kCoupled) needs.push_back(kOutputFisher);
            // The published algorithm starts from SqueezeLLM's assignment.
            if (OptionWord(options, "solver") == "published") needs.push_back(kFisherDiagonal);
            return needs;
          }},
 };
 
-constexpr std::string_view kObjectives[] = {"guided", "plain"};
+constexpr std::string_view kObjectives[] = {"guided", "plain", "coupled"};
 
 }  // namespace
 
 absl::StatusOr<Objective> ParseObjective(std::string_view word) {
   if (word == ObjectiveName(Objective::kGuided)) return Objective::kGuided;
   if (word == ObjectiveName(Objective::kPlain)) return Objective::kPlain;
+  if (word == ObjectiveName(Objective::kCoupled)) return Objective::kCoupled;
   return absl::InvalidArgumentError(UnknownNameMessage("objective", word, kObjectives));
 }
 

@@ -17,7 +17,8 @@ namespace gradq {
 // How codes become weights (FORMAT.md).
 enum class Encoding { kLut, kAffine };
 
-enum class Objective { kGuided, kPlain };
+// kCoupled: guided, with the cross-channel terms that the Fisher blocks drop (docs/coupled.md).
+enum class Objective { kGuided, kPlain, kCoupled };
 absl::StatusOr<Objective> ParseObjective(std::string_view word);
 std::string_view ObjectiveName(Objective objective);
 

@@ -25,6 +25,8 @@ struct StatisticRow {
 
 inline constexpr std::string_view kFisherBlocks = "fisher_blocks";
 inline constexpr std::string_view kFisherDiagonal = "fisher_diagonal";
+inline constexpr std::string_view kWeightGradient = "weight_gradient";
+inline constexpr std::string_view kOutputFisher = "output_fisher";
 inline constexpr std::string_view kGram = "gram";
 
 std::span<const StatisticRow> Statistics();

@@ -30,6 +30,17 @@ struct SolveRecord {
       numbers;  // method-specific ("iterations_used", ...), keys lower_snake
 };
 
+// Weights kept apart in fp16, row by row: what is added to the dense weight of their place, so that
+// dense + value is the original weight as exactly as fp16 can say the difference.
+struct SparseOutliers {
+  // [out · chunks + 1], chunks = ceil(in / 65536): entries of row r, columns 65536·c and up, are
+  // row_ptr[r · chunks + c] .. row_ptr[r · chunks + c + 1] - 1. Empty when there are no outliers.
+  std::vector<int32_t> row_ptr;
+  std::vector<uint16_t> col;    // within the chunk, ascending
+  std::vector<uint16_t> value;  // fp16 bits of w − dense
+  bool empty() const { return col.empty(); }
+};
+
 struct QuantizedLinear {
   std::string name;  // checkpoint name without ".weight"
   Encoding encoding = Encoding::kLut;
@@ -45,9 +56,12 @@ struct QuantizedLinear {
   int64_t group_size = 0;
   std::vector<uint16_t> scale;  // fp16 bits
   std::vector<uint8_t> zero_point;
+  SparseOutliers outliers;
   SolveRecord record;
 
-  // Bits per weight counting codes, tables, scales and zero points.
+  // Share of the weights kept apart.
+  double outlier_fraction() const;
+  // Bits per weight counting codes, tables, scales, zero points and outliers.
   double average_bits() const;
   int64_t weights() const { return out_features * in_features; }
 };
@@ -59,8 +73,14 @@ absl::StatusOr<Encoding> ParseEncoding(std::string_view word);
 // Sizes and ranges agree; INVALID_ARGUMENT naming the linear.
 absl::Status Validate(const QuantizedLinear& linear);
 
-// The weights the codes stand for, fp32 [out, in].
+// The weights the linear stands for, fp32 [out, in]: dense part plus outliers.
 std::vector<float> Dequantize(const QuantizedLinear& linear);
+// The dense part alone.
+std::vector<float> DequantizeDense(const QuantizedLinear& linear);
+// Sets `outliers` to the places where `apart` [out, in] is not 0, each with w − dense (rounded to
+// fp16). INVALID_ARGUMENT naming the linear when fp16 can't hold a difference.
+absl::Status SetOutliers(std::span<const float> weights, std::span<const uint8_t> apart,
+                         QuantizedLinear* linear);
 
 // A shard: the linear as one safetensors file in memory, byte-for-byte determined by the value.
 std::string SerializeShard(const QuantizedLinear& linear);

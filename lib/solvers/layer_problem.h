@@ -31,6 +31,15 @@ struct LayerProblem {
   std::vector<at::Tensor> fisher_blocks;
   at::Tensor gram;             // fp32 [in, in] or undefined
   at::Tensor fisher_diagonal;  // fp32 [out, in] or undefined
+  at::Tensor weight_gradient;  // fp32 [out, in] or undefined
+  at::Tensor output_fisher;    // full symmetric fp32 [out, out] or undefined
+  // Shrinkage a of the coupled objective, O <- (1 - a) O + a diag(O); 1: uncoupled.
+  double shrinkage = 1;
+  // Weights kept apart in fp16, [out, in] row-major, 1: apart; empty: none. Their error is 0 for
+  // the solver: LNQ leaves them out of sweeps and codebook equations, GPTQ lets later columns
+  // compensate as for any column without error, k-means gives them weight 0. Their code is the
+  // nearest to the weight; SolveLayer then stores the difference.
+  std::vector<uint8_t> apart;
   // ½ · (T / N) · c⁻²: nats per token and unit of Σ_k |J_k| objective_k (design 1).
   double loss_price = 0;
 };
