@@ -288,7 +288,7 @@ TaskOutcome TaskRunner::SolveTask(Attempt& attempt) {
   }
   TaskOutcome outcome;
   outcome.outcome = v1::FinishTaskRequest::SUCCEEDED;
-  *outcome.result.mutable_shard() = SummaryOf(*solved);
+  *outcome.result.add_shards() = SummaryOf(*solved);
   outcome.result.set_compute_seconds(solved->compute_seconds);
   return outcome;
 }

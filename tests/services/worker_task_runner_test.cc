@@ -150,7 +150,8 @@ TEST_F(TaskRunnerTest, StagesFeedEachOtherAndTheirStatisticsAreSolved) {
   Locate(solve.add_statistics(), "backward-0-0", "stat/" + linear);
   finish = RunLease(solve);
   ASSERT_EQ(finish.outcome(), Finish::SUCCEEDED) << finish.message();
-  const v1::ShardSummary& shard = finish.result().shard();
+  ASSERT_EQ(finish.result().shards_size(), 1);
+  const v1::ShardSummary& shard = finish.result().shards(0);
   ASSERT_EQ(coordinator_.shards.size(), 1u);
   EXPECT_EQ(shard.sha256(), Sha256Hex(coordinator_.shards[0]));
   EXPECT_EQ(shard.bytes(), static_cast<int64_t>(coordinator_.shards[0].size()));
