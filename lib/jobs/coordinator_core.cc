@@ -384,7 +384,7 @@ absl::StatusOr<std::vector<v1::ShardSummary>> CoreImpl::Shards(const std::string
   const JobState& job = *FindJob(name);
   std::vector<v1::ShardSummary> shards;
   for (const LinearState& linear : job.linears) {
-    if (job.durable(linear)) shards.push_back(job.tasks[linear.solve].task().result().shard());
+    if (job.durable(linear)) shards.push_back(job.tasks[linear.solve].task().result().shards(0));
   }
   return shards;
 }

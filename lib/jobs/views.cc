@@ -82,9 +82,9 @@ void UpdateProgress(JobState* job) {
     }
     if (!task.task().spec().has_solve_linear() || !task.succeeded()) continue;
     ++linears_done;
-    if (result.shard().has_predicted_loss_increase()) {
+    if (result.shards_size() > 0 && result.shards(0).has_predicted_loss_increase()) {
       predicted_known = true;
-      predicted += result.shard().predicted_loss_increase();
+      predicted += result.shards(0).predicted_loss_increase();
     }
   }
   progress.set_tasks_total(static_cast<int>(job->tasks.size()));
@@ -124,6 +124,8 @@ std::string_view PhaseOf(const v1::TaskSpec& spec) {
       return spec.run_stage().direction() == v1::RunStage::FORWARD ? "forward" : "backward";
     case v1::TaskSpec::kSolveLinear:
       return "solve";
+    case v1::TaskSpec::kScoreLinear:
+      return "score";
     case v1::TaskSpec::kDecide:
       return "decide";
     case v1::TaskSpec::kAssemble:

@@ -30,6 +30,13 @@ absl::Status Fenced(const std::string& task, int64_t attempt) {
   return absl::AbortedError(StrCat("the attempt is fenced: ", task, ", ", attempt));
 }
 
+bool SameShards(const v1::TaskResult& a, const v1::TaskResult& b) {
+  return std::equal(a.shards().begin(), a.shards().end(), b.shards().begin(), b.shards().end(),
+                    [](const v1::ShardSummary& x, const v1::ShardSummary& y) {
+                      return x.sha256() == y.sha256();
+                    });
+}
+
 absl::Status CheckWorkerName(const std::string& name) {
   const bool plain = !name.empty() && name.size() <= 100 &&
                      std::all_of(name.begin(), name.end(), [](unsigned char c) {
@@ -310,11 +317,10 @@ absl::Status CoreImpl::ApplyOutcome(JobState* job, int index, WorkerState* worke
     ClearSlot(worker);
   }
   if (!live) {
-    const bool resent =
-        task.record.finished_attempt() == request.attempt() &&
-        task.record.finished_outcome() == request.outcome() &&
-        (request.outcome() != v1::FinishTaskRequest::SUCCEEDED ||
-         task.task().result().shard().sha256() == request.result().shard().sha256());
+    const bool resent = task.record.finished_attempt() == request.attempt() &&
+                        task.record.finished_outcome() == request.outcome() &&
+                        (request.outcome() != v1::FinishTaskRequest::SUCCEEDED ||
+                         SameShards(task.task().result(), request.result()));
     if (resent || request.outcome() == v1::FinishTaskRequest::STOPPED) return absl::OkStatus();
     return Fenced(request.task(), request.attempt());
   }
@@ -361,12 +367,16 @@ absl::Status CoreImpl::ApplySuccess(JobState* job, int index,
                                     const v1::FinishTaskRequest& request) {
   TaskState& task = job->tasks[index];
   if (task.task().spec().has_solve_linear()) {
-    const v1::ShardSummary& shard = request.result().shard();
-    if (shard.linear() != task.task().spec().solve_linear().linear() ||
-        !IsSha256Hex(shard.sha256())) {
+    const auto& shards = request.result().shards();
+    const std::string& linear = task.task().spec().solve_linear().linear();
+    const bool good = shards.size() == 1 &&
+                      std::all_of(shards.begin(), shards.end(), [&](const v1::ShardSummary& shard) {
+                        return shard.linear() == linear && IsSha256Hex(shard.sha256());
+                      });
+    if (!good) {
       v1::FinishTaskRequest failure = request;
       failure.set_code(static_cast<int>(absl::StatusCode::kInternal));
-      failure.set_message("the result is no shard of the task's linear: " + shard.linear());
+      failure.set_message(StrCat("the result holds not the task's shards: ", linear));
       task.record.set_finished_outcome(v1::FinishTaskRequest::FAILED_RETRYABLE);
       ChargeFailure(job, index, failure);
       return absl::InvalidArgumentError(failure.message());

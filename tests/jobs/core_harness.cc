@@ -48,7 +48,7 @@ absl::Status CoreHarness::Finish(const std::string& session, const v1::Lease& le
   request.set_outcome(outcome);
   request.set_message(message);
   if (outcome == v1::FinishTaskRequest::SUCCEEDED && lease.spec().has_solve_linear()) {
-    v1::ShardSummary& shard = *request.mutable_result()->mutable_shard();
+    v1::ShardSummary& shard = *request.mutable_result()->add_shards();
     shard.set_linear(lease.spec().solve_linear().linear());
     shard.set_sha256(Sha256Hex(std::string_view(shard.linear())));
     shard.set_predicted_loss_increase(0.5);

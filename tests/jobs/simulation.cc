@@ -467,7 +467,7 @@ void Simulation::WorkOnSolve(Worker* worker) {
   if (core_->CheckAttempt(worker->session, lease.task(), lease.attempt()).ok()) {
     shards_.insert(digest);
   }
-  v1::ShardSummary& shard = *finish.mutable_result()->mutable_shard();
+  v1::ShardSummary& shard = *finish.mutable_result()->add_shards();
   shard.set_linear(linear);
   shard.set_sha256(digest);
   shard.set_predicted_loss_increase(0.25);
@@ -491,7 +491,7 @@ void Simulation::SendFinish(Worker* worker) {
         Violation(
             StrCat("a fenced attempt was accepted: ", request.task(), ", ", request.attempt()));
       }
-      if (!resent && request.has_result() && request.result().has_shard() && accepted != 0) {
+      if (!resent && request.has_result() && request.result().shards_size() > 0 && accepted != 0) {
         Violation(StrCat("a shard was accepted twice: ", request.task()));
       }
       accepted = request.attempt();

@@ -20,6 +20,9 @@ namespace {
 
 constexpr absl::Duration kDeadline = absl::Seconds(20);
 
+// Nats per token that a linear of so many bits is said to cost.
+double PriceOf(int bits) { return 0.064 / (1 << (2 * bits)); }
+
 // Each row on an even grid between its extremes; the table holds the used values, rounded to fp16.
 QuantizedLinear Round(const std::string& name, const std::string& method, int bits,
                       const std::vector<float>& weights, int64_t rows, int64_t columns) {
@@ -33,7 +36,6 @@ QuantizedLinear Round(const std::string& name, const std::string& method, int bi
   linear.record.method = method;
   linear.record.objective_initial = 2.0;
   linear.record.objective_final = 1.0;
-  linear.record.predicted_loss_increase = 0.001;
   std::vector<uint8_t> codes(weights.size());
   for (int64_t row = 0; row < rows; ++row) {
     const float* w = weights.data() + row * columns;
@@ -179,23 +181,29 @@ absl::StatusOr<v1::TaskResult> FakeWorker::Solve(const v1::Lease& lease) {
   GRADQ_ASSIGN_OR_RETURN(const TensorInfo info, checkpoint->Find(name + ".weight"));
   GRADQ_ASSIGN_OR_RETURN(const auto weights, checkpoint->ReadFloat32(name + ".weight"));
   const v1::Recipe& recipe = lease.job().spec().recipe();
-  const QuantizedLinear linear =
-      Round(name, recipe.method(), recipe.bits(), weights, info.shape[0], info.shape[1]);
-  GRADQ_RETURN_IF_ERROR(Validate(linear));
-  const std::string bytes = SerializeShard(linear);
-  GRADQ_RETURN_IF_ERROR(WriteShard(lease, bytes, Sha256Hex(bytes)));
+  std::vector<int> widths = {recipe.bits()};
+  if (recipe.has_average_bits()) widths = {2, 3, 4};
   v1::TaskResult result;
-  v1::ShardSummary* shard = result.mutable_shard();
-  shard->set_linear(name);
-  shard->set_sha256(Sha256Hex(bytes));
-  shard->set_bytes(static_cast<int64_t>(bytes.size()));
-  shard->set_method(linear.record.method);
-  shard->set_bits(linear.bits);
-  shard->set_objective_initial(2.0);
-  shard->set_objective_final(1.0);
-  shard->set_predicted_loss_increase(0.001);
-  shard->set_average_bits(linear.average_bits());
-  shard->set_weights(linear.weights());
+  for (const int bits : widths) {
+    QuantizedLinear linear =
+        Round(name, recipe.method(), bits, weights, info.shape[0], info.shape[1]);
+    linear.record.predicted_loss_increase = PriceOf(bits);
+    GRADQ_RETURN_IF_ERROR(Validate(linear));
+    const std::string bytes = SerializeShard(linear);
+    GRADQ_RETURN_IF_ERROR(WriteShard(lease, bytes, Sha256Hex(bytes)));
+    v1::ShardSummary* shard = result.add_shards();
+    shard->set_linear(name);
+    shard->set_sha256(Sha256Hex(bytes));
+    shard->set_bytes(static_cast<int64_t>(bytes.size()));
+    shard->set_method(linear.record.method);
+    shard->set_bits(linear.bits);
+    shard->set_objective_initial(2.0);
+    shard->set_objective_final(1.0);
+    shard->set_predicted_loss_increase(PriceOf(bits));
+    shard->set_average_bits(linear.average_bits());
+    shard->set_weights(linear.weights());
+    shard->set_shrinkage(1);
+  }
   return result;
 }
 
