@@ -68,6 +68,11 @@ absl::Status AttachStatistics(const std::map<std::string, at::Tensor>& tensors,
       GRADQ_ASSIGN_OR_RETURN(const at::Tensor packed,
                              Take(tensors, std::string(kGram), {triangle}, problem->name));
       problem->gram = Unfold(packed, columns);
+    } else if (need == kOutputFisher) {
+      GRADQ_ASSIGN_OR_RETURN(
+          const at::Tensor packed,
+          Take(tensors, std::string(kOutputFisher), {rows * (rows + 1) / 2}, problem->name));
+      problem->output_fisher = Unfold(packed, rows);
     } else if (need == kFisherDiagonal) {
       GRADQ_ASSIGN_OR_RETURN(problem->fisher_diagonal, Take(tensors, std::string(kFisherDiagonal),
                                                             {rows, columns}, problem->name));

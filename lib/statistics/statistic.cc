@@ -14,6 +14,7 @@ namespace {
 constexpr StatisticBinding kBindings[] = {
     {kFisherBlocks, MakeFisherBlocks},
     {kFisherDiagonal, MakeFisherDiagonal},
+    {kOutputFisher, MakeOutputFisher},
     {kGram, MakeGram},
 };
 

@@ -25,7 +25,7 @@ class ThreadPool;
 inline constexpr double kGradientScale = 1e3;
 
 struct StatisticTensor {
-  std::string name;  // "fisher_blocks/0" (per group), "fisher_diagonal", "gram"
+  std::string name;  // "fisher_blocks/0" (per group), "fisher_diagonal", "output_fisher"
   at::Tensor
       value;  // fp32 on CPU; symmetric matrices as packed lower triangles [d*(d+1)/2], row by row
 };

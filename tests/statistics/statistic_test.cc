@@ -59,11 +59,34 @@ std::vector<int64_t> GroupBegin(const Case& c) {
   return begin;
 }
 
+// Σ_t mean(x_t²) · (c·dz_t)(c·dz_t)ᵀ, element by element.
+void AddOutputFisher(const at::Tensor& x, const at::Tensor& dz, float* packed) {
+  const int64_t tokens = x.size(0), in = x.size(1), out = dz.size(1);
+  const float* inputs = x.const_data_ptr<float>();
+  const float* gradients = dz.const_data_ptr<float>();
+  std::vector<double> mean(tokens);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t i = 0; i < in; ++i)
+      mean[t] += static_cast<double>(inputs[t * in + i]) * inputs[t * in + i];
+    mean[t] /= static_cast<double>(in);
+  }
+  for (int64_t j = 0; j < out; ++j) {
+    for (int64_t k = 0; k <= j; ++k) {
+      double sum = 0;
+      for (int64_t t = 0; t < tokens; ++t)
+        sum += mean[t] * 1e6 * gradients[t * out + j] * gradients[t * out + k];
+      packed[kernels::TriangleRow(j) + k] += static_cast<float>(sum);
+    }
+  }
+}
+
 // Two observations by definition.
 std::vector<at::Tensor> Oracle(std::string_view name, const Case& c) {
   std::vector<at::Tensor> sums;
   if (name == kFisherDiagonal) {
     sums.push_back(ZeroSums({c.out, c.in}, at::kCPU));
+  } else if (name == kOutputFisher) {
+    sums.push_back(ZeroSums({kernels::TriangleSize(c.out)}, at::kCPU));
   } else {
     for (int k = 0; k < (name == kGram ? 1 : c.groups); ++k)
       sums.push_back(ZeroSums({kernels::TriangleSize(c.in)}, at::kCPU));
@@ -71,6 +94,10 @@ std::vector<at::Tensor> Oracle(std::string_view name, const Case& c) {
   for (const uint32_t seed : {11u, 23u}) {
     auto [x, dz] = Tokens(c, seed);
     const float* inputs = x.const_data_ptr<float>();
+    if (name == kOutputFisher) {
+      AddOutputFisher(x, dz, sums[0].mutable_data_ptr<float>());
+      continue;
+    }
     if (name == kFisherDiagonal) {
       kernels::reference::AccumulateSquaredGradients(inputs, dz.const_data_ptr<float>(),
                                                      c.sequences, c.length, c.in, c.out,
@@ -162,6 +189,7 @@ TEST_P(StatisticTest, FormOfOtherDevicesAgrees) {
   static const std::map<std::string_view, std::unique_ptr<Statistic> (*)(const StatisticSetup&)>
       kMake = {{kFisherBlocks, MakeFisherBlocksOnDevice},
                {kFisherDiagonal, MakeFisherDiagonalOnDevice},
+               {kOutputFisher, MakeOutputFisherOnDevice},
                {kGram, MakeGramOnDevice}};
   for (const Case& c : Cases()) {
     const auto statistic = kMake.at(GetParam())({c.out, c.in, c.groups, at::kCPU, nullptr});
@@ -215,7 +243,8 @@ TEST_P(StatisticTest, MatchesTransformersOnTinyLlama) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, StatisticTest, testing::Values(kFisherBlocks, kFisherDiagonal, kGram),
+INSTANTIATE_TEST_SUITE_P(All, StatisticTest,
+                         testing::Values(kFisherBlocks, kFisherDiagonal, kOutputFisher, kGram),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(StatisticTableTest, CatalogAndImplementationsAgree) {

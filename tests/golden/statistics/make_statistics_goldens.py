@@ -4,7 +4,7 @@ Pinned: torch 2.11.0, transformers 5.23.0, safetensors, tokenizers. Run from the
     python tests/golden/statistics/make_statistics_goldens.py
 
 Activations and gradients come from an fp32 pass, the sums over them are fp64. Per linear: every STEP-th value of the packed lower triangles of
-the Fisher blocks (4 groups) and of the Gram matrix, and of the Fisher diagonal; the sum of all squares of each.
+the Fisher blocks (4 groups), of the Gram matrix and of the output Fisher, and of the Fisher diagonal; the sum of all squares of each.
 """
 import os
 
@@ -58,6 +58,8 @@ def main():
         for k, part in enumerate(squares.tensor_split(GROUPS, dim=1)):
             probe(golden, f"{name}/fisher_blocks/{k}", packed(flat.T @ (flat * part.mean(dim=1, keepdim=True))))
         probe(golden, f"{name}/gram", packed(flat.T @ flat))
+        scaled = 1e3 * dz.flatten(0, 1)
+        probe(golden, f"{name}/output_fisher", packed(scaled.T @ (scaled * flat.square().mean(dim=1, keepdim=True))))
         probe(golden, f"{name}/fisher_diagonal", torch.einsum("nto,nti->noi", dz, x).square().sum(dim=0).flatten())
     save_file(golden, os.path.join(HERE, "statistics.safetensors"))
 
