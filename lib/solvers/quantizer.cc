@@ -126,4 +126,19 @@ absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerP
   return linear;
 }
 
+absl::StatusOr<std::vector<QuantizedLinear>> SolveVariants(std::string_view method,
+                                                           const LayerProblem& problem,
+                                                           std::span<const Variant> variants,
+                                                           const SolveContext& context) {
+  std::vector<QuantizedLinear> results;
+  for (const Variant& variant : variants) {
+    LayerProblem varied = problem;
+    varied.bits = variant.bits;
+    varied.shrinkage = variant.shrinkage;
+    GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, SolveLayer(method, varied, context));
+    results.push_back(std::move(linear));
+  }
+  return results;
+}
+
 }  // namespace gradq

@@ -4,6 +4,7 @@
 
 #include <span>
 
+#include "lib/catalog/recipe.h"
 #include "lib/solvers/layer_problem.h"
 
 namespace gradq {
@@ -23,6 +24,13 @@ std::span<const QuantizerBinding> QuantizerBindings();
 // validates.
 absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerProblem& problem,
                                            const SolveContext& context);
+
+// One result per variant, whose width and shrinkage take the place of the problem's; what several
+// of them share (the uncoupled solution of a width) is solved once. Otherwise as SolveLayer.
+absl::StatusOr<std::vector<QuantizedLinear>> SolveVariants(std::string_view method,
+                                                           const LayerProblem& problem,
+                                                           std::span<const Variant> variants,
+                                                           const SolveContext& context);
 
 // Σ_k (1/|J_k|) Σ_{j∈J_k} δ_jᵀ H_k δ_j, in fp64 with fixed order; `quantized` fp32 [out, in]; one
 // matrix for all groups when matrices.size() is 1 and groups is not (plain). Also the mean per
