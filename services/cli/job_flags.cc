@@ -3,11 +3,82 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <span>
+#include <utility>
 
 #include "lib/base/strings.h"
+#include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/quantizers.h"
 
 namespace gradq {
+namespace {
+
+std::string WithDashes(std::string_view option) {
+  std::string text(option);
+  std::replace(text.begin(), text.end(), '_', '-');
+  return text;
+}
+
+// An option that one or several rows of a table have, each with its own default.
+struct SharedOption {
+  std::string_view name;
+  std::string help;
+  std::vector<std::pair<std::string, std::string>> defaults;  // value, names of the rows
+};
+
+template <typename Row>
+std::vector<SharedOption> OptionsOf(std::span<const Row> rows) {
+  std::vector<SharedOption> options;
+  for (const Row& row : rows) {
+    for (const OptionSpec& spec : row.options) {
+      auto option = std::find_if(options.begin(), options.end(),
+                                 [&](const SharedOption& seen) { return seen.name == spec.name; });
+      if (option == options.end())
+        option = options.insert(options.end(), {spec.name, std::string(spec.help), {}});
+      auto same = std::find_if(option->defaults.begin(), option->defaults.end(),
+                               [&](const auto& seen) { return seen.first == spec.default_value; });
+      if (same == option->defaults.end()) {
+        option->defaults.emplace_back(spec.default_value, row.name);
+      } else {
+        same->second += StrCat(", ", row.name);
+      }
+    }
+  }
+  return options;
+}
+
+// "help (gwq: default 0.01; squeezellm, pqi: default 0.0045)"
+std::string HelpOf(const SharedOption& option) {
+  std::string rows;
+  for (const auto& [value, names] : option.defaults)
+    rows += StrCat(rows.empty() ? "" : "; ", names, ": default ", value);
+  return StrCat(option.help, " (", rows, ")");
+}
+
+template <typename Row>
+void AddCatalogFlags(CLI::App& command, std::span<const Row> rows,
+                     std::string (*flag)(std::string_view), const char* group,
+                     std::map<std::string, std::string>& given) {
+  for (const SharedOption& option : OptionsOf(rows)) {
+    command
+        .add_option_function<std::string>(
+            flag(option.name),
+            [&given, name = std::string(option.name)](const std::string& value) {
+              given[name] = value;
+            },
+            HelpOf(option))
+        ->take_last()
+        ->group(group);
+  }
+}
+
+}  // namespace
+
+std::string MethodFlag(std::string_view option) { return StrCat("--", WithDashes(option)); }
+
+std::string OutlierFlag(std::string_view option) {
+  return StrCat("--outlier-", WithDashes(option));
+}
 
 void AddJobFlags(CLI::App& command, JobFlags& flags, bool output_required) {
   // A later flag wins, so that the command line overrides a job file.
@@ -34,12 +105,24 @@ void AddJobFlags(CLI::App& command, JobFlags& flags, bool output_required) {
   last(command.add_option("--method", flags.method, "Quantizer, see `gradq methods`"))
       ->capture_default_str();
   last(command.add_option("--objective", flags.objective,
-                          "What lnq minimises: guided (end loss) or plain (layer output)"))
+                          "What lnq and gptq minimise: guided (end loss), plain (layer output) or "
+                          "coupled (end loss with the terms between output channels; lnq)"))
       ->capture_default_str();
   integer("--bits", flags.bits, 1, 8, "Bits per weight");
+  last(command.add_option("--average-bits", flags.average_bits,
+                          "Mixed widths: every linear is solved at 2, 3 and 4 bits and the widths "
+                          "with the least predicted loss are taken that store at most so many bits "
+                          "per weight (codes, tables and outliers)"))
+      ->check(CLI::PositiveNumber)
+      ->excludes("--bits");
+  command.add_flag("--free-widths", flags.free_widths,
+                   "Mixed widths: q, k, v of a block, and gate, up, need not share one");
   integer("--groups", flags.groups, 1, 1 << 20, "Channel groups that share one Fisher block");
-  last(command.add_option("--outliers", flags.outliers, "Outlier policy, see `gradq methods`"))
+  last(command.add_option("--outliers", flags.outliers,
+                          "Which weights stay in fp16, see `gradq methods`"))
       ->capture_default_str();
+  command.add_flag("--forward-only", flags.forward_only,
+                   "Refuse the job when some part of it needs gradients");
 
   integer("--sequences", flags.sequences, 1, 1 << 24, "Calibration windows");
   integer("--length", flags.length, 2, 1 << 24, "Tokens per window");
@@ -55,20 +138,9 @@ void AddJobFlags(CLI::App& command, JobFlags& flags, bool output_required) {
           "Seconds to wait for an inference worker before validation is skipped");
   command.add_flag("--force", flags.force, "Replace an existing output, atomically");
 
-  for (const QuantizerRow& row : Quantizers()) {
-    for (const OptionSpec& spec : row.options) {
-      std::string flag = StrCat("--", spec.name);
-      std::replace(flag.begin(), flag.end(), '_', '-');
-      if (command.get_option_no_throw(flag) != nullptr) continue;
-      last(command.add_option_function<std::string>(
-               flag,
-               [&flags, name = std::string(spec.name)](const std::string& value) {
-                 flags.method_options[name] = value;
-               },
-               StrCat(spec.help, " (", row.name, ", default ", spec.default_value, ")")))
-          ->group("Method options");
-    }
-  }
+  AddCatalogFlags(command, Quantizers(), MethodFlag, "Method options", flags.method_options);
+  AddCatalogFlags(command, OutlierPolicies(), OutlierFlag, "Outlier options",
+                  flags.outlier_options);
 }
 
 v1::JobSpec ToSpec(const JobFlags& flags) {
@@ -79,10 +151,18 @@ v1::JobSpec ToSpec(const JobFlags& flags) {
   v1::Recipe& recipe = *spec.mutable_recipe();
   recipe.set_method(flags.method);
   recipe.set_objective(flags.objective);
-  recipe.set_bits(flags.bits);
+  if (flags.average_bits.has_value()) {
+    recipe.set_average_bits(*flags.average_bits);
+  } else {
+    recipe.set_bits(flags.bits);
+  }
+  recipe.set_free_widths(flags.free_widths);
   recipe.set_groups(flags.groups);
   recipe.set_outliers(flags.outliers);
   for (const auto& [name, value] : flags.method_options) (*recipe.mutable_options())[name] = value;
+  for (const auto& [name, value] : flags.outlier_options)
+    (*recipe.mutable_outlier_options())[name] = value;
+  spec.set_forward_only(flags.forward_only);
   spec.set_sequences(flags.sequences);
   spec.set_length(flags.length);
   spec.set_evaluation_sequences(flags.evaluation_sequences);
@@ -111,8 +191,12 @@ absl::StatusOr<std::vector<std::string>> ReadJobFile(const std::string& path) {
           StrCat("job file value is not a scalar: ", path, ", key ", key));
     }
     const std::string value = entry.second.Scalar();
-    if (key == "force") {
-      if (value == "true") arguments.push_back("--force");
+    if (key == "force" || key == "forward-only" || key == "free-widths") {
+      if (value != "true" && value != "false") {
+        return absl::InvalidArgumentError(
+            StrCat("job file value is not true or false: ", path, ", key ", key, ": ", value));
+      }
+      if (value == "true") arguments.push_back(StrCat("--", key));
       continue;
     }
     arguments.push_back(StrCat("--", key));

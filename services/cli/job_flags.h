@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -23,6 +24,8 @@ struct JobFlags {
   std::string objective = "guided";
   std::string outliers = "none";
   int bits = 3;
+  std::optional<double> average_bits;
+  bool free_widths = false;
   int groups = 4;
   int sequences = 64;
   int length = 512;
@@ -32,10 +35,17 @@ struct JobFlags {
   int validate_timeout = 600;
   std::string compute_dtype = "float32";
   std::optional<uint64_t> shuffle_seed;
+  bool forward_only = false;
   bool force = false;
-  // Options of the method that were given, by catalog name.
+  // Options of the method and of the outlier policy that were given, by catalog name.
   std::map<std::string, std::string> method_options;
+  std::map<std::string, std::string> outlier_options;
 };
+
+// The flag of a catalog option: "--sensitive-fraction", for an outlier policy's
+// "--outlier-sensitive-fraction".
+std::string MethodFlag(std::string_view option);
+std::string OutlierFlag(std::string_view option);
 
 // Adds the flags to a subcommand; `flags` must outlive it.
 void AddJobFlags(CLI::App& command, JobFlags& flags, bool output_required);

@@ -1,5 +1,5 @@
-#include <algorithm>
 #include <cstdio>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -7,23 +7,17 @@
 #include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/quantizers.h"
 #include "services/cli/commands.h"
+#include "services/cli/job_flags.h"
 
 namespace gradq {
 namespace {
 
-// The flag of a catalog option: dashes for underscores.
-std::string FlagName(std::string_view option) {
-  std::string flag(option);
-  std::replace(flag.begin(), flag.end(), '_', '-');
-  return flag;
-}
-
-void PrintOptions(std::span<const OptionSpec> options) {
+void PrintOptions(std::span<const OptionSpec> options, std::string (*flag)(std::string_view)) {
   for (const OptionSpec& option : options) {
     const std::string range = option.type == OptionSpec::Type::kChoice
                                   ? std::string(option.choices)
                                   : absl::StrFormat("%.10g .. %.10g", option.min, option.max);
-    std::printf("      --%-14s %s (default %s; %s)\n", FlagName(option.name).c_str(),
+    std::printf("      %-16s %s (default %s; %s)\n", flag(option.name).c_str(),
                 std::string(option.help).c_str(), std::string(option.default_value).c_str(),
                 range.c_str());
   }
@@ -35,12 +29,13 @@ absl::Status RunMethods() {
     std::printf("  %-12s %s\n      %s; %d..%d bits\n", std::string(row.name).c_str(),
                 std::string(row.summary).c_str(), std::string(row.paper).c_str(), row.min_bits,
                 row.max_bits);
-    PrintOptions(row.options);
+    PrintOptions(row.options, MethodFlag);
   }
-  std::printf("Outlier policies (--outliers)\n");
+  std::printf("Outlier policies (--outliers), each with any quantizer\n");
   for (const OutlierPolicyRow& row : OutlierPolicies()) {
     std::printf("  %-12s %s\n", std::string(row.name).c_str(), std::string(row.summary).c_str());
-    PrintOptions(row.options);
+    if (!row.paper.empty()) std::printf("      %s\n", std::string(row.paper).c_str());
+    PrintOptions(row.options, OutlierFlag);
   }
   return absl::OkStatus();
 }

@@ -13,7 +13,10 @@
 #include "lib/base/strings.h"
 #include "lib/catalog/options.h"
 #include "lib/catalog/outlier_policies.h"
+#include "lib/catalog/program.h"
 #include "lib/catalog/quantizers.h"
+#include "lib/catalog/recipe.h"
+#include "lib/catalog/statistics.h"
 #include "lib/tokenizer/tokenizer.h"
 #include "services/coordinator/windows.h"
 
@@ -68,28 +71,70 @@ OptionMap ToOptionMap(const google::protobuf::Map<std::string, std::string>& map
   return OptionMap(map.begin(), map.end());
 }
 
-// Replaces the recipe's options by the full set.
-absl::Status ResolveRecipe(v1::Recipe* recipe, PlanInputs* inputs) {
-  GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(recipe->method()));
-  GRADQ_RETURN_IF_ERROR(
-      CheckRange(StrCat("bits of ", row->name), recipe->bits(), row->min_bits, row->max_bits));
-  GRADQ_ASSIGN_OR_RETURN(inputs->objective, ParseObjective(recipe->objective()));
-  GRADQ_ASSIGN_OR_RETURN(inputs->options,
-                         ResolveOptions(row->name, row->options, ToOptionMap(recipe->options())));
-  GRADQ_ASSIGN_OR_RETURN(const OutlierPolicyRow* policy, FindOutlierPolicy(recipe->outliers()));
-  GRADQ_ASSIGN_OR_RETURN(
-      const OptionMap outlier_options,
-      ResolveOptions(policy->name, policy->options, ToOptionMap(recipe->outlier_options())));
-  inputs->method = recipe->method();
-  inputs->bits = recipe->bits();
-  inputs->groups = recipe->groups();
+// The recipe in the catalog's words. INVALID_ARGUMENT: the objective's name.
+absl::StatusOr<Recipe> ToRecipe(const v1::Recipe& recipe) {
+  Recipe result;
+  result.method = recipe.method();
+  result.bits = recipe.bits();
+  GRADQ_ASSIGN_OR_RETURN(result.objective, ParseObjective(recipe.objective()));
+  result.groups = recipe.groups();
+  result.options = ToOptionMap(recipe.options());
+  result.outliers = recipe.outliers();
+  result.outlier_options = ToOptionMap(recipe.outlier_options());
+  if (recipe.has_average_bits()) result.average_bits = recipe.average_bits();
+  result.free_widths = recipe.free_widths();
+  return result;
+}
+
+// Replaces the recipe's options by the full sets.
+absl::StatusOr<Recipe> FillOptions(v1::Recipe* recipe) {
+  if (recipe->outliers() == "none" && !recipe->outlier_options().empty()) {
+    return absl::InvalidArgumentError(StrCat("outlier option without an outlier policy: ",
+                                             recipe->outlier_options().begin()->first));
+  }
+  GRADQ_ASSIGN_OR_RETURN(Recipe given, ToRecipe(*recipe));
+  GRADQ_ASSIGN_OR_RETURN(Recipe resolved, ResolveRecipe(std::move(given)));
   recipe->mutable_options()->clear();
-  for (const auto& [name, value] : inputs->options) (*recipe->mutable_options())[name] = value;
+  for (const auto& [name, value] : resolved.options) (*recipe->mutable_options())[name] = value;
   recipe->mutable_outlier_options()->clear();
-  for (const auto& [name, value] : outlier_options) {
+  for (const auto& [name, value] : resolved.outlier_options) {
     (*recipe->mutable_outlier_options())[name] = value;
   }
-  return absl::OkStatus();
+  return resolved;
+}
+
+// What of the recipe reads gradients, for a message; empty: nothing.
+std::string NeedsGradients(const Recipe& recipe) {
+  const auto first = [](const std::vector<std::string_view>& needed) -> std::string_view {
+    for (const std::string_view name : needed) {
+      const auto row = FindStatistic(name);
+      if (row.ok() && (*row)->needs_gradient) return (*row)->name;
+    }
+    return {};
+  };
+  const auto policy = FindOutlierPolicy(recipe.outliers);
+  if (policy.ok()) {
+    const std::string_view need = first((*policy)->needs(recipe.outlier_options));
+    if (!need.empty()) return StrCat("outlier policy ", recipe.outliers, " (", need, ")");
+    if (recipe.outliers == "pqi") return "outlier policy pqi (weight_gradient)";
+  }
+  const auto row = FindQuantizer(recipe.method);
+  if (!row.ok()) return "";
+  const std::string_view need = first((*row)->needs(recipe.objective, recipe.options));
+  if (need.empty()) return "";
+  if (!(*row)->uses_objective) return StrCat("method ", recipe.method, " (", need, ")");
+  return StrCat("method ", recipe.method, " with objective ", ObjectiveName(recipe.objective), " (",
+                need, ")");
+}
+
+// What the recipe and the calibration set refuse together.
+absl::Status CheckProgram(const v1::JobSpec& spec, const Recipe& recipe) {
+  GRADQ_ASSIGN_OR_RETURN(const std::vector<Round> program, MakeProgram(recipe, spec.sequences()));
+  const bool backward = std::any_of(program.begin(), program.end(),
+                                    [](const Round& round) { return round.backward; });
+  if (!spec.forward_only() || !backward) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      StrCat("a forward-only job takes no gradients: needed by ", NeedsGradients(recipe)));
 }
 
 struct FolderBytes {
@@ -197,7 +242,13 @@ absl::StatusOr<AdmittedJob> Admission::Check(const v1::JobSpec& spec, const Flee
 absl::StatusOr<v1::JobSpec> Admission::ResolveSpec(v1::JobSpec spec, PlanInputs* inputs) const {
   FillDefaults(&spec);
   GRADQ_RETURN_IF_ERROR(CheckNumbers(spec));
-  GRADQ_RETURN_IF_ERROR(ResolveRecipe(spec.mutable_recipe(), inputs));
+  GRADQ_ASSIGN_OR_RETURN(const Recipe recipe, FillOptions(spec.mutable_recipe()));
+  GRADQ_RETURN_IF_ERROR(CheckProgram(spec, recipe));
+  inputs->method = recipe.method;
+  inputs->objective = recipe.objective;
+  inputs->options = recipe.options;
+  inputs->bits = recipe.bits;
+  inputs->groups = recipe.groups;
   GRADQ_ASSIGN_OR_RETURN(*spec.mutable_model(), model_root_.ResolveNew(spec.model()));
   if (!spec.output().empty()) {
     GRADQ_ASSIGN_OR_RETURN(*spec.mutable_output(), output_root_.ResolveNew(spec.output()));

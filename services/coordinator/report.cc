@@ -78,7 +78,6 @@ std::string RecipeJson(const v1::JobRecord& record) {
   const v1::Recipe& recipe = spec.recipe();
   json object = {
       {"method", recipe.method()},
-      {"bits", recipe.bits()},
       {"objective", recipe.objective()},
       {"groups", recipe.groups()},
       {"options", ToJson(recipe.options())},
@@ -92,6 +91,10 @@ std::string RecipeJson(const v1::JobRecord& record) {
       {"calibration_tokens_sha256", std::string(TokenFileDigest(record.calibration_tokens()))},
       {"model_digest", record.model_digest()},
   };
+  // One of both says how wide the codes are.
+  object["bits"] = recipe.has_average_bits() ? json(nullptr) : json(recipe.bits());
+  object["average_bits"] = recipe.has_average_bits() ? json(recipe.average_bits()) : json(nullptr);
+  if (recipe.has_average_bits()) object["free_widths"] = recipe.free_widths();
   object["shuffle_seed"] = spec.has_shuffle_seed() ? json(spec.shuffle_seed()) : json(nullptr);
   return object.dump();
 }
