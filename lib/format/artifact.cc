@@ -86,6 +86,7 @@ class FolderArtifact : public Artifact {
     }
     if (root["format_version"].get<uint64_t>() < 1)
       return Bad(kGradqFile, "format_version below 1");
+    version_ = root["format_version"].get<int>();
     if (!root.contains("linears") || !root["linears"].is_array())
       return Bad(kGradqFile, "linears missing");
 
@@ -105,10 +106,31 @@ class FolderArtifact : public Artifact {
                                       linear.out_features, " × ", linear.in_features, ", expected ",
                                       shapes[i].out_features, " × ", shapes[i].in_features));
       }
+      const json& fraction = root["linears"][i].value("outlier_fraction", json(0));
+      if (!fraction.is_number())
+        return Bad(kGradqFile, StrCat("outlier_fraction is not a number: ", linear.name));
+      outlier_fraction_[linear.name] = fraction.get<double>();
       linears_.push_back(linear.name);
       records_.emplace(linear.name, std::move(linear));
     }
     return absl::OkStatus();
+  }
+
+  // How many there are by the tensors; the record must say the same share.
+  absl::StatusOr<int64_t> OutliersOf(const QuantizedLinear& linear) const {
+    const absl::StatusOr<int64_t> count = StoredOutliers(
+        linear.name, [&](const std::string& tensor) { return weights_.Find(tensor); });
+    if (!count.ok()) return Bad(weights_.files().front(), std::string(count.status().message()));
+    const double fraction = static_cast<double>(*count) / static_cast<double>(linear.weights());
+    if (fraction != outlier_fraction_.at(linear.name)) {
+      return Bad(kGradqFile, StrCat("outlier_fraction of ", linear.name,
+                                    " contradicts its tensors: ", outlier_fraction_.at(linear.name),
+                                    ", expected ", fraction));
+    }
+    if (*count > 0 && version_ == kVersionWithoutOutliers)
+      return Bad(kGradqFile,
+                 StrCat("format version ", version_, " has no outliers: ", linear.name));
+    return *count;
   }
 
   // Every tensor that must be there is, with the sizes that a reader will rely on.
@@ -122,7 +144,8 @@ class FolderArtifact : public Artifact {
       return tensor;
     };
     for (const auto& [name, linear] : records_) {
-      for (const TensorInfo& expected : LinearTensorInfos(linear)) {
+      GRADQ_ASSIGN_OR_RETURN(const int64_t outliers, OutliersOf(linear));
+      for (const TensorInfo& expected : LinearTensorInfos(linear, outliers)) {
         GRADQ_ASSIGN_OR_RETURN(const TensorInfo tensor, check(expected.name, expected.shape));
         if (tensor.dtype != expected.dtype) {
           return Bad(weights_.FileOf(expected.name),
@@ -147,6 +170,8 @@ class FolderArtifact : public Artifact {
   std::string gradq_json_;
   std::vector<std::string> linears_;
   std::map<std::string, QuantizedLinear> records_;  // without codes and tables
+  std::map<std::string, double> outlier_fraction_;  // by linear
+  int version_ = 0;
   WeightFiles weights_;
 };
 

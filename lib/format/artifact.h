@@ -14,8 +14,10 @@
 
 namespace gradq {
 
-// Version of FORMAT.md that is written and the newest that is read.
-inline constexpr int kArtifactVersion = 1;
+// Newest version of FORMAT.md that is read; the second came with outliers. What has none is written
+// as the first, so that older readers take it.
+inline constexpr int kArtifactVersion = 2;
+inline constexpr int kVersionWithoutOutliers = 1;
 
 // The tensors of a checkpoint that an artifact keeps as they are.
 std::vector<TensorShape> DenseTensorsOf(const ModelGeometry& geometry);

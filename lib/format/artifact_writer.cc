@@ -125,7 +125,8 @@ class Writer {
     json record = LinearRecordJson(linear);
     record["sha256"] = sha256;
     record["average_bits"] = linear.average_bits();
-    record["outlier_fraction"] = 0;
+    record["outlier_fraction"] =
+        linear.outliers.empty() ? json(0) : json(linear.outlier_fraction());
     records_.push_back(std::move(record));
     items_.push_back({.name = linear.name,
                       .linear = true,
@@ -135,7 +136,8 @@ class Writer {
     announced_.push_back({.encoding = linear.encoding,
                           .bits = linear.bits,
                           .group_size = linear.group_size,
-                          .in_features = linear.in_features});
+                          .in_features = linear.in_features,
+                          .outliers = !linear.outliers.empty()});
     stored_bits_ += linear.average_bits() * static_cast<double>(linear.weights());
     weights_ += linear.weights();
     const std::optional<double>& increase = linear.record.predicted_loss_increase;
@@ -243,7 +245,7 @@ class Writer {
     for (const HashedFile::Record& file : files_)
       files.push_back({{"name", file.name}, {"size", file.size}, {"sha256", file.sha256}});
     const json root = {
-        {"format_version", kArtifactVersion},
+        {"format_version", VersionFor(announced_)},
         {"recipe", recipe},
         {"numerics_class", inputs_.numerics_class},
         {"linears", records_},

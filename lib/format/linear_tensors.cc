@@ -98,6 +98,10 @@ class RecordReader {
 }  // namespace
 
 std::vector<TensorInfo> LinearTensorInfos(const QuantizedLinear& linear) {
+  return LinearTensorInfos(linear, static_cast<int64_t>(linear.outliers.col.size()));
+}
+
+std::vector<TensorInfo> LinearTensorInfos(const QuantizedLinear& linear, int64_t outliers) {
   const int64_t out = linear.out_features, in = linear.in_features;
   std::vector<TensorInfo> infos;
   const auto add = [&](const char* suffix, DType dtype, std::vector<int64_t> shape) {
@@ -115,6 +119,11 @@ std::vector<TensorInfo> LinearTensorInfos(const QuantizedLinear& linear) {
     add("weight_zero_point", DType::kI32, {PackedWords(out, linear.bits), groups});
     add("weight_scale", DType::kF16, {out, groups});
   }
+  if (outliers > 0) {
+    add("outlier_row_ptr", DType::kI32, {out * OutlierChunks(in) + 1});
+    add("outlier_col", DType::kU16, {outliers});
+    add("outlier_value", DType::kF16, {outliers});
+  }
   return infos;
 }
 
@@ -128,17 +137,40 @@ std::string LinearTensorBytes(const QuantizedLinear& linear) {
     AppendBytes(PackZeroPoints(linear), &bytes);
     AppendBytes(linear.scale, &bytes);
   }
+  if (!linear.outliers.empty()) {
+    AppendBytes(linear.outliers.row_ptr, &bytes);
+    AppendBytes(linear.outliers.col, &bytes);
+    AppendBytes(linear.outliers.value, &bytes);
+  }
   return bytes;
+}
+
+absl::StatusOr<int64_t> StoredOutliers(
+    const std::string& linear,
+    const std::function<absl::StatusOr<TensorInfo>(const std::string& name)>& find) {
+  const absl::StatusOr<TensorInfo> row_ptr = find(linear + ".outlier_row_ptr");
+  if (absl::IsNotFound(row_ptr.status())) return 0;
+  if (!row_ptr.ok()) return row_ptr.status();
+  const absl::StatusOr<TensorInfo> col = find(linear + ".outlier_col");
+  if (!col.ok() || col->shape.size() != 1 || col->shape[0] < 1) {
+    return absl::InvalidArgumentError(
+        StrCat("outlier_col is not there or no list of at least one column: ", linear));
+  }
+  return col->shape[0];
 }
 
 absl::Status ReadLinearTensors(
     const std::function<absl::StatusOr<TensorInfo>(const std::string& name)>& find,
     const std::function<absl::Status(const std::string& name, std::span<std::byte> out)>& read,
     QuantizedLinear* linear) {
-  const std::vector<TensorInfo> infos = LinearTensorInfos(*linear);
+  GRADQ_ASSIGN_OR_RETURN(const int64_t outliers, StoredOutliers(linear->name, find));
+  const std::vector<TensorInfo> infos = LinearTensorInfos(*linear, outliers);
   for (const TensorInfo& expected : infos) {
-    GRADQ_ASSIGN_OR_RETURN(const TensorInfo info, find(expected.name));
-    if (info.dtype != expected.dtype || info.shape != expected.shape) {
+    const absl::StatusOr<TensorInfo> info = find(expected.name);
+    if (absl::IsNotFound(info.status()))
+      return absl::InvalidArgumentError(std::string(info.status().message()));
+    if (!info.ok()) return info.status();
+    if (info->dtype != expected.dtype || info->shape != expected.shape) {
       return absl::InvalidArgumentError(StrCat(
           "tensor has another type or shape than its linear's sizes ask for: ", expected.name));
     }
@@ -164,6 +196,12 @@ absl::Status ReadLinearTensors(
           StrCat("unused bits of weight_zero_point are not 0: ", linear->name));
     }
     GRADQ_RETURN_IF_ERROR(read_into(infos[3], linear->scale));
+  }
+  if (outliers > 0) {
+    const size_t first = infos.size() - 3;
+    GRADQ_RETURN_IF_ERROR(read_into(infos[first], linear->outliers.row_ptr));
+    GRADQ_RETURN_IF_ERROR(read_into(infos[first + 1], linear->outliers.col));
+    GRADQ_RETURN_IF_ERROR(read_into(infos[first + 2], linear->outliers.value));
   }
   return Validate(*linear);
 }

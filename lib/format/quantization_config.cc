@@ -19,8 +19,8 @@ constexpr char kKey[] = "quantization_config";
 bool FitsCompressedTensors(std::span<const AnnouncedLinear> linears) {
   return !linears.empty() &&
          std::all_of(linears.begin(), linears.end(), [&](const AnnouncedLinear& linear) {
-           return linear.encoding == Encoding::kAffine && (linear.bits == 4 || linear.bits == 8) &&
-                  linear.bits == linears.front().bits &&
+           return !linear.outliers && linear.encoding == Encoding::kAffine &&
+                  (linear.bits == 4 || linear.bits == 8) && linear.bits == linears.front().bits &&
                   linear.group_size == linears.front().group_size &&
                   linear.in_features % linear.group_size == 0;
          });
@@ -28,10 +28,17 @@ bool FitsCompressedTensors(std::span<const AnnouncedLinear> linears) {
 
 }  // namespace
 
+int VersionFor(std::span<const AnnouncedLinear> linears) {
+  return std::any_of(linears.begin(), linears.end(),
+                     [](const AnnouncedLinear& linear) { return linear.outliers; })
+             ? kArtifactVersion
+             : kVersionWithoutOutliers;
+}
+
 json MakeQuantizationConfig(std::span<const AnnouncedLinear> linears) {
   if (!FitsCompressedTensors(linears)) {
     return {{"quant_method", kQuantMethod},
-            {"format_version", kArtifactVersion},
+            {"format_version", VersionFor(linears)},
             {"ignore", {"lm_head"}}};
   }
   const json weights = {{"num_bits", linears.front().bits},

@@ -19,10 +19,14 @@ struct AnnouncedLinear {
   int bits = 0;
   int64_t group_size = 0;
   int64_t in_features = 0;
+  bool outliers = false;
 };
 
+// The version of FORMAT.md that a reader must know.
+int VersionFor(std::span<const AnnouncedLinear> linears);
+
 // compressed-tensors' pack-quantized where that format can hold every linear (affine, one width of
-// 4 or 8 bits, one group size that divides all in-features), gradq's own otherwise.
+// 4 or 8 bits, one group size that divides all in-features, no outliers), gradq's own otherwise.
 nlohmann::json MakeQuantizationConfig(std::span<const AnnouncedLinear> linears);
 
 // The text of config.json with the member added (or, when it stood there as null, replaced); all

@@ -1,7 +1,10 @@
 #include "lib/format/quantized_linear.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <utility>
 
 #include "lib/base/status_macros.h"
@@ -20,7 +23,8 @@ constexpr int64_t kMaxFeatures = int64_t{1} << 20;
 // Members of a shard's __metadata__.
 constexpr char kShardKey[] = "gradq_shard";
 constexpr char kShardVersionKey[] = "gradq_shard_version";
-constexpr char kShardVersion[] = "1";
+// With outliers the second: a reader of the first would drop them.
+constexpr std::string_view kShardVersions[] = {"1", "2"};
 
 absl::Status Bad(const QuantizedLinear& linear, std::string_view fact) {
   return absl::InvalidArgumentError(StrCat("quantized linear ", linear.name, ": ", fact));
@@ -64,6 +68,59 @@ absl::Status ValidateAffine(const QuantizedLinear& linear) {
   return absl::OkStatus();
 }
 
+// Calls use(row, column, entry) for every outlier in storage order.
+template <typename Use>
+void ForEachOutlier(const QuantizedLinear& linear, const Use& use) {
+  const SparseOutliers& outliers = linear.outliers;
+  if (outliers.empty()) return;
+  const int64_t chunks = OutlierChunks(linear.in_features);
+  for (int64_t slot = 0; slot < linear.out_features * chunks; ++slot) {
+    for (int64_t i = outliers.row_ptr[slot]; i < outliers.row_ptr[slot + 1]; ++i)
+      use(slot / chunks, slot % chunks * kOutlierChunk + outliers.col[i], i);
+  }
+}
+
+absl::Status ValidateOutliers(const QuantizedLinear& linear) {
+  const SparseOutliers& outliers = linear.outliers;
+  const size_t count = outliers.col.size();
+  if (outliers.value.size() != count) {
+    return Bad(linear, StrCat("outlier columns and values differ in number: ", count, ", ",
+                              outliers.value.size()));
+  }
+  if (count == 0) {
+    return outliers.row_ptr.empty() ? absl::OkStatus()
+                                    : Bad(linear, "row pointers without outliers");
+  }
+  const int64_t chunks = OutlierChunks(linear.in_features);
+  const size_t slots = static_cast<size_t>(linear.out_features * chunks);
+  const std::vector<int32_t>& ptr = outliers.row_ptr;
+  if (ptr.size() != slots + 1) {
+    return Bad(linear, StrCat("outlier row pointers have the wrong size: ", ptr.size(),
+                              ", expected ", slots + 1));
+  }
+  if (ptr.front() != 0 || static_cast<size_t>(ptr.back()) != count)
+    return Bad(linear, StrCat("outlier row pointers don't go from 0 to ", count, ": ", ptr.front(),
+                              ", ", ptr.back()));
+  for (size_t slot = 0; slot < slots; ++slot) {
+    if (ptr[slot + 1] < ptr[slot])
+      return Bad(linear, StrCat("outlier row pointers fall: row ", slot / chunks));
+  }
+  for (size_t slot = 0; slot < slots; ++slot) {
+    const int64_t first = static_cast<int64_t>(slot) % chunks * kOutlierChunk;
+    for (int64_t i = ptr[slot]; i < ptr[slot + 1]; ++i) {
+      if (first + outliers.col[i] >= linear.in_features)
+        return Bad(linear, StrCat("outlier column out of range: row ", slot / chunks, ", column ",
+                                  first + outliers.col[i]));
+      if (i > ptr[slot] && outliers.col[i] <= outliers.col[i - 1])
+        return Bad(linear, StrCat("outlier columns don't ascend: row ", slot / chunks));
+      if (!IsFiniteHalf(outliers.value[i]))
+        return Bad(linear, StrCat("outlier is not finite: row ", slot / chunks, ", column ",
+                                  first + outliers.col[i]));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ValidateRecord(const QuantizedLinear& linear) {
   const SolveRecord& record = linear.record;
   const auto finite = [](const std::optional<double>& value) {
@@ -89,11 +146,17 @@ absl::StatusOr<Encoding> ParseEncoding(std::string_view word) {
       StrCat("unknown encoding: ", word.substr(0, 32), "; known: lut, affine"));
 }
 
+double QuantizedLinear::outlier_fraction() const {
+  return static_cast<double>(outliers.col.size()) / static_cast<double>(weights());
+}
+
 double QuantizedLinear::average_bits() const {
   const int64_t groups = static_cast<int64_t>(zero_point.size()) / out_features;
   const double zero_bits = 32.0 * static_cast<double>(PackedWords(out_features, bits) * groups);
   const double total = 32.0 * static_cast<double>(packed.size()) +
-                       16.0 * static_cast<double>(lut.size() + scale.size()) + zero_bits;
+                       16.0 * static_cast<double>(lut.size() + scale.size()) + zero_bits +
+                       16.0 * static_cast<double>(outliers.col.size() + outliers.value.size()) +
+                       32.0 * static_cast<double>(outliers.row_ptr.size());
   return total / static_cast<double>(weights());
 }
 
@@ -118,10 +181,51 @@ absl::Status Validate(const QuantizedLinear& linear) {
   }
   GRADQ_RETURN_IF_ERROR(linear.encoding == Encoding::kLut ? ValidateLut(linear)
                                                           : ValidateAffine(linear));
+  GRADQ_RETURN_IF_ERROR(ValidateOutliers(linear));
   return ValidateRecord(linear);
 }
 
 std::vector<float> Dequantize(const QuantizedLinear& linear) {
+  std::vector<float> values = DequantizeDense(linear);
+  ForEachOutlier(linear, [&](int64_t row, int64_t column, int64_t i) {
+    values[row * linear.in_features + column] += Float16Value(linear.outliers.value[i]);
+  });
+  return values;
+}
+
+absl::Status SetOutliers(std::span<const float> weights, std::span<const uint8_t> apart,
+                         QuantizedLinear* linear) {
+  GRADQ_CHECK(static_cast<int64_t>(weights.size()) == linear->weights() &&
+              apart.size() == weights.size());
+  linear->outliers = {};
+  const std::vector<float> dense = DequantizeDense(*linear);
+  SparseOutliers outliers;
+  outliers.row_ptr.push_back(0);
+  const int64_t in = linear->in_features;
+  for (int64_t row = 0; row < linear->out_features; ++row) {
+    for (int64_t first = 0; first < in; first += kOutlierChunk) {
+      const int64_t end = std::min(first + kOutlierChunk, in);
+      for (int64_t column = first; column < end; ++column) {
+        const int64_t at = row * in + column;
+        if (apart[at] == 0) continue;
+        const uint16_t value = Float16Bits(weights[at] - dense[at]);
+        if (!IsFiniteHalf(value)) {
+          return Bad(*linear, StrCat("fp16 cannot hold an outlier's difference: row ", row,
+                                     ", column ", column, ", ", weights[at] - dense[at]));
+        }
+        outliers.col.push_back(static_cast<uint16_t>(column - first));
+        outliers.value.push_back(value);
+      }
+      if (outliers.col.size() > static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+        return Bad(*linear, StrCat("too many outliers: ", outliers.col.size()));
+      outliers.row_ptr.push_back(static_cast<int32_t>(outliers.col.size()));
+    }
+  }
+  if (!outliers.empty()) linear->outliers = std::move(outliers);
+  return absl::OkStatus();
+}
+
+std::vector<float> DequantizeDense(const QuantizedLinear& linear) {
   const int64_t out = linear.out_features, in = linear.in_features,
                 words = PackedWords(in, linear.bits);
   std::vector<float> values(static_cast<size_t>(out * in));
@@ -149,8 +253,10 @@ std::vector<float> Dequantize(const QuantizedLinear& linear) {
 
 std::string SerializeShard(const QuantizedLinear& linear) {
   const std::string record = CanonicalJson(LinearRecordJson(linear));
-  return SafetensorsPrefix(LinearTensorInfos(linear),
-                           {{kShardKey, record}, {kShardVersionKey, kShardVersion}}) +
+  return SafetensorsPrefix(
+             LinearTensorInfos(linear),
+             {{kShardKey, record},
+              {kShardVersionKey, std::string(kShardVersions[linear.outliers.empty() ? 0 : 1])}}) +
          LinearTensorBytes(linear);
 }
 
@@ -160,16 +266,17 @@ absl::StatusOr<QuantizedLinear> ParseShard(std::string_view bytes) {
              record = header.metadata.find(kShardKey);
   if (version == header.metadata.end() || record == header.metadata.end())
     return absl::InvalidArgumentError("shard: not a gradq shard: metadata missing");
-  if (version->second != kShardVersion) {
-    return absl::UnimplementedError(StrCat(
-        "shard: version not known: ", version->second.substr(0, 32), "; known: ", kShardVersion));
+  if (std::find(std::begin(kShardVersions), std::end(kShardVersions), version->second) ==
+      std::end(kShardVersions)) {
+    return absl::UnimplementedError(
+        StrCat("shard: version not known: ", version->second.substr(0, 32),
+               "; known: ", kShardVersions[0], ", ", kShardVersions[1]));
   }
   GRADQ_ASSIGN_OR_RETURN(const json value, ParseJson(record->second, "shard record"));
   GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, ParseLinearRecord(value, "shard record"));
   const auto find = [&](const std::string& name) -> absl::StatusOr<TensorInfo> {
     const PlacedTensor* tensor = header.Find(name);
-    if (tensor == nullptr)
-      return absl::InvalidArgumentError(StrCat("shard: tensor missing: ", name));
+    if (tensor == nullptr) return absl::NotFoundError(StrCat("shard: tensor missing: ", name));
     return tensor->info;
   };
   const auto read = [&](const std::string& name, std::span<std::byte> out) {
@@ -177,6 +284,10 @@ absl::StatusOr<QuantizedLinear> ParseShard(std::string_view bytes) {
     return absl::OkStatus();
   };
   GRADQ_RETURN_IF_ERROR(ReadLinearTensors(find, read, &linear));
+  if (version->second != kShardVersions[linear.outliers.empty() ? 0 : 1]) {
+    return absl::InvalidArgumentError(StrCat(
+        "shard: version contradicts its outliers: ", linear.name, ", version ", version->second));
+  }
   if (header.tensors.size() != LinearTensorInfos(linear).size()) {
     return absl::InvalidArgumentError(
         StrCat("shard: more tensors than the linear has: ", linear.name));

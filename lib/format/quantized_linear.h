@@ -30,6 +30,13 @@ struct SolveRecord {
       numbers;  // method-specific ("iterations_used", ...), keys lower_snake
 };
 
+// Columns that one run of 16-bit outlier columns covers.
+inline constexpr int64_t kOutlierChunk = int64_t{1} << 16;
+// Runs per row.
+inline int64_t OutlierChunks(int64_t in_features) {
+  return (in_features + kOutlierChunk - 1) / kOutlierChunk;
+}
+
 // Weights kept apart in fp16, row by row: what is added to the dense weight of their place, so that
 // dense + value is the original weight as exactly as fp16 can say the difference.
 struct SparseOutliers {

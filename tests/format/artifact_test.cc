@@ -51,6 +51,14 @@ struct Job {
       return SerializeShard(linears.at(name));
     };
   }
+
+  // To every other linear.
+  void AddOutliers() {
+    uint32_t i = 0;
+    for (auto& [name, linear] : linears) {
+      if (++i % 2 == 0) AddRandomOutliers(&linear, 200, i);
+    }
+  }
 };
 
 std::string FixturePath(const std::string& name) {
@@ -63,6 +71,7 @@ struct Case {
   int bits;
   int64_t group_size;
   int64_t file_limit;
+  bool outliers = false;
 };
 class ArtifactTest : public ::testing::TestWithParam<Case> {};
 
@@ -70,6 +79,7 @@ TEST_P(ArtifactTest, WrittenAndReadBack) {
   const Case& c = GetParam();
   Job job(FixturePath(c.fixture), c.encoding, c.bits, c.group_size);
   job.inputs.file_limit = c.file_limit;
+  if (c.outliers) job.AddOutliers();
   TemporaryFolder folder;
   const auto summary = WriteArtifact(job.inputs, folder.path());
   ASSERT_TRUE(summary.ok()) << summary.status();
@@ -122,7 +132,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"tiny-llama", Encoding::kLut, 8, 0, 1},
                       Case{"tiny-llama", Encoding::kAffine, 3, 48, int64_t{4} << 30},
                       Case{"tiny-llama", Encoding::kAffine, 5, 128, 30000},
-                      Case{"docs-llama-6m", Encoding::kLut, 2, 0, int64_t{4} << 30}));
+                      Case{"docs-llama-6m", Encoding::kLut, 2, 0, int64_t{4} << 30},
+                      Case{"tiny-llama", Encoding::kLut, 3, 0, int64_t{4} << 30, true},
+                      Case{"tiny-llama", Encoding::kAffine, 4, 16, 20000, true}));
 
 TEST(Artifact, ShardsWhenLarge) {
   Job job(FixturePath("tiny-llama"), Encoding::kLut, 3, 0);
@@ -189,6 +201,43 @@ TEST(Artifact, AnnouncedAsCompressedTensorsOnlyWhereThatHoldsIt) {
   EXPECT_EQ(announced(3, 16, Encoding::kAffine)["quant_method"], "gradq");
   EXPECT_EQ(announced(4, 48, Encoding::kAffine)["quant_method"], "gradq");
   EXPECT_EQ(announced(4, 0, Encoding::kLut)["quant_method"], "gradq");
+}
+
+// A reader of version 1 would leave the outliers out without a word.
+TEST(Artifact, OutliersRaiseTheVersion) {
+  Job job(FixturePath("tiny-llama"), Encoding::kAffine, 4, 16);
+  QuantizedLinear& linear = job.linears.begin()->second;
+  AddRandomOutliers(&linear, 100, 1);
+  TemporaryFolder folder;
+  ASSERT_TRUE(WriteArtifact(job.inputs, folder.path()).ok());
+  const json config = json::parse(folder.Read("config.json"))["quantization_config"];
+  EXPECT_EQ(config["quant_method"], "gradq");
+  EXPECT_EQ(config["format_version"], 2);
+  json root = json::parse(folder.Read("gradq.json"));
+  EXPECT_EQ(root["format_version"], 2);
+  const auto inspection = InspectArtifact(folder.Open());
+  ASSERT_TRUE(inspection.ok()) << inspection.status();
+  double stored = 0, weights = 0;
+  for (size_t i = 0; i < inspection->linears.size(); ++i) {
+    const QuantizedLinear& of = job.linears.at(inspection->linears[i].name);
+    EXPECT_EQ(inspection->linears[i].outlier_fraction, of.outlier_fraction());
+    EXPECT_EQ(of.outliers.empty(), of.name != linear.name);
+    stored += of.average_bits() * static_cast<double>(of.weights());
+    weights += static_cast<double>(of.weights());
+  }
+  EXPECT_DOUBLE_EQ(inspection->average_bits, stored / weights);
+
+  root["format_version"] = 1;
+  folder.Write("gradq.json", root.dump());
+  EXPECT_THAT(std::string(Artifact::Open(folder.Open()).status().message()),
+              HasSubstr("format version 1 has no outliers"));
+  root["format_version"] = 2;
+  for (json& record : root["linears"]) {
+    if (record["name"] == linear.name) record["outlier_fraction"] = 0.5;
+  }
+  folder.Write("gradq.json", root.dump());
+  EXPECT_THAT(std::string(Artifact::Open(folder.Open()).status().message()),
+              HasSubstr("contradicts its tensors"));
 }
 
 // pack-quantized stores q + 2^(b-1) of signed codes, and zero points the same way along dim 0, 32 /
@@ -374,7 +423,7 @@ class DamagedArtifact : public ::testing::Test {
 
 TEST_F(DamagedArtifact, Records) {
   EXPECT_THAT(
-      RefusedWith([](json& r) { r["format_version"] = 2; }, absl::StatusCode::kUnimplemented),
+      RefusedWith([](json& r) { r["format_version"] = 3; }, absl::StatusCode::kUnimplemented),
       HasSubstr("newer"));
   EXPECT_THAT(RefusedWith([](json& r) { r.erase("format_version"); }), HasSubstr("format_version"));
   EXPECT_THAT(RefusedWith([](json& r) { r["linears"].erase(3); }), HasSubstr("number of linears"));

@@ -49,7 +49,8 @@ class Artifact {
  public:
   explicit Artifact(const std::string& folder)
       : json(nlohmann::json::parse(Slurp(folder + "/gradq.json"))) {
-    if (json["format_version"] != 1) throw std::runtime_error("version");
+    if (json["format_version"] != 1 && json["format_version"] != 2)
+      throw std::runtime_error("version");
     std::map<std::string, bool> files;
     std::ifstream index(folder + "/model.safetensors.index.json");
     if (index) {
@@ -96,6 +97,18 @@ class Artifact {
               static_cast<float>(tensors.at(name + ".weight_scale").Half(r * n + k));
           weight.push_back(static_cast<float>(code(r, j) - zero) * scale);
         }
+      }
+    }
+    if (record["outlier_fraction"] == 0) return weight;
+    const Tensor &ptr = tensors.at(name + ".outlier_row_ptr"),
+                 &col = tensors.at(name + ".outlier_col"),
+                 &value = tensors.at(name + ".outlier_value");
+    const int64_t chunks = (in + 65535) / 65536;
+    for (int64_t p = 0; p < out * chunks; ++p) {
+      for (int64_t i = ptr.Word(p); i < ptr.Word(p + 1); ++i) {
+        uint16_t column = 0;
+        std::memcpy(&column, col.bytes.data() + 2 * i, 2);
+        weight[p / chunks * in + p % chunks * 65536 + column] += static_cast<float>(value.Half(i));
       }
     }
     return weight;

@@ -50,6 +50,80 @@ TEST_P(QuantizedLinearTest, ShardKeepsEverything) {
   }
 }
 
+TEST_P(QuantizedLinearTest, ShardKeepsOutliers) {
+  for (const auto& [out, in] : {std::pair{1, 1}, {3, 31}, {33, 100}, {2, 70000}}) {
+    QuantizedLinear linear = Make(out, in);
+    const std::string without = SerializeShard(linear);
+    AddRandomOutliers(&linear, 20, 3);
+    ASSERT_TRUE(Validate(linear).ok()) << Validate(linear);
+    const std::string bytes = SerializeShard(linear);
+    const auto read = ParseShard(bytes);
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(read->outliers.row_ptr, linear.outliers.row_ptr);
+    EXPECT_EQ(read->outliers.col, linear.outliers.col);
+    EXPECT_EQ(read->outliers.value, linear.outliers.value);
+    EXPECT_EQ(SerializeShard(*read), bytes);
+    EXPECT_EQ(Dequantize(*read), Dequantize(linear));
+    EXPECT_NE(Dequantize(linear), DequantizeDense(linear));
+    // Taken away again, nothing of them stays.
+    linear.outliers = {};
+    EXPECT_EQ(SerializeShard(linear), without);
+    EXPECT_THAT(without, HasSubstr("gradq_shard_version\":\"1\""));
+    EXPECT_THAT(bytes, HasSubstr("gradq_shard_version\":\"2\""));
+  }
+}
+
+TEST_P(QuantizedLinearTest, OutliersRestoreTheWeights) {
+  const int64_t out = 7, in = 65536 + 40;
+  QuantizedLinear linear = Make(out, in);
+  const std::vector<float> dense = DequantizeDense(linear);
+  std::vector<float> weights = dense;
+  std::vector<uint8_t> apart(dense.size());
+  std::mt19937 random(1);
+  for (size_t i = 0; i < dense.size(); ++i) {
+    weights[i] = static_cast<float>(random() % 4001) / 1000.0f - 2.0f;
+    apart[i] = random() % 50 == 0;
+  }
+  ASSERT_TRUE(SetOutliers(weights, apart, &linear).ok());
+  ASSERT_TRUE(Validate(linear).ok()) << Validate(linear);
+  EXPECT_EQ(DequantizeDense(linear), dense);
+  const std::vector<float> values = Dequantize(linear);
+  int64_t count = 0;
+  for (size_t i = 0; i < dense.size(); ++i) {
+    const float expected =
+        apart[i] ? dense[i] + Float16Value(Float16Bits(weights[i] - dense[i])) : dense[i];
+    ASSERT_EQ(values[i], expected) << i;
+    // Half of fp16's spacing at the difference, and fp32 roundings.
+    const float tolerance =
+        0x1p-11f * std::abs(weights[i] - dense[i]) + 0x1p-22f * (2 + std::abs(dense[i]));
+    if (apart[i]) {
+      ASSERT_NEAR(values[i], weights[i], tolerance) << i;
+    }
+    count += apart[i];
+  }
+  EXPECT_EQ(static_cast<int64_t>(linear.outliers.col.size()), count);
+  EXPECT_EQ(linear.outliers.row_ptr.size(), static_cast<size_t>(2 * out + 1));
+  EXPECT_DOUBLE_EQ(linear.outlier_fraction(), static_cast<double>(count) / (out * in));
+  QuantizedLinear plain = linear;
+  plain.outliers = {};
+  EXPECT_DOUBLE_EQ(linear.average_bits(),
+                   plain.average_bits() + 32.0 * (count + 2 * out + 1) / (out * in));
+  // None apart: none stored.
+  ASSERT_TRUE(SetOutliers(weights, std::vector<uint8_t>(dense.size()), &linear).ok());
+  EXPECT_TRUE(linear.outliers.row_ptr.empty());
+  EXPECT_EQ(linear.outlier_fraction(), 0);
+}
+
+TEST(SetOutliers, RefusesADifferenceBeyondFp16) {
+  QuantizedLinear linear = RandomLinear("l", Encoding::kLut, 3, 2, 3, 0, 1);
+  std::vector<float> weights(6);
+  std::vector<uint8_t> apart(6);
+  apart[4] = 1;
+  weights[4] = 70000;
+  EXPECT_THAT(std::string(SetOutliers(weights, apart, &linear).message()),
+              ::testing::AllOf(HasSubstr("l: fp16"), HasSubstr("row 1, column 1")));
+}
+
 TEST_P(QuantizedLinearTest, DequantizeFollowsTheDefinition) {
   const QuantizedLinear linear = Make(4, 70);
   const std::vector<uint8_t> codes = UnpackCodes(linear.packed, 4, 70, linear.bits);
@@ -97,6 +171,24 @@ TEST(Validate, RefusesWhatAKernelWouldTrust) {
   refused("wrong size", Encoding::kAffine, [](auto& l) { l.scale.pop_back(); });
   refused("scale is not finite", Encoding::kAffine, [&](auto& l) { l.scale[1] = nan; });
   refused("zero point out of range", Encoding::kAffine, [](auto& l) { l.zero_point[2] = 8; });
+  const auto refused_outliers = [&](const char* what, auto&& spoil) {
+    refused(what, Encoding::kLut, [&](QuantizedLinear& linear) {
+      linear.outliers = {.row_ptr = {0, 2, 2, 2, 3}, .col = {4, 32, 7}, .value = {1, 2, 3}};
+      ASSERT_TRUE(Validate(linear).ok()) << Validate(linear);
+      spoil(linear.outliers);
+    });
+  };
+  refused_outliers("differ in number", [](auto& o) { o.value.pop_back(); });
+  refused_outliers("wrong size", [](auto& o) { o.row_ptr.pop_back(); });
+  refused_outliers("without outliers", [](auto& o) { o.col = o.value = {}; });
+  refused_outliers("from 0 to 3", [](auto& o) { o.row_ptr[0] = 1; });
+  refused_outliers("from 0 to 3", [](auto& o) { o.row_ptr[4] = 2; });
+  refused_outliers("pointers fall", [](auto& o) { o.row_ptr[2] = 1; });
+  refused_outliers("pointers fall", [](auto& o) { o.row_ptr[1] = -1; });
+  refused_outliers("pointers fall", [](auto& o) { o.row_ptr[1] = 1000; });
+  refused_outliers("column out of range", [](auto& o) { o.col[1] = 33; });
+  refused_outliers("don't ascend", [](auto& o) { o.col[0] = 32; });
+  refused_outliers("outlier is not finite", [&](auto& o) { o.value[2] = infinity; });
   refused("solve record", Encoding::kLut,
           [](auto& l) { l.record.objective_final = std::numeric_limits<double>::infinity(); });
 }
@@ -112,8 +204,10 @@ TEST(ParseShard, RefusesDamage) {
   std::string newer = bytes;
   const size_t at = newer.find("gradq_shard_version\":\"1\"");
   ASSERT_NE(at, std::string::npos);
-  newer[at + 22] = '2';
+  newer[at + 22] = '3';
   EXPECT_EQ(ParseShard(newer).status().code(), absl::StatusCode::kUnimplemented);
+  newer[at + 22] = '2';
+  EXPECT_THAT(std::string(ParseShard(newer).status().message()), HasSubstr("outliers"));
 }
 
 TEST(AverageBits, CountsTablesAndPadding) {

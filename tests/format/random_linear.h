@@ -4,9 +4,11 @@
 // seed.
 
 #include <algorithm>
+#include <cstdlib>
 #include <random>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "lib/format/packing.h"
 #include "lib/format/quantized_linear.h"
@@ -49,6 +51,19 @@ inline QuantizedLinear RandomLinear(std::string name, Encoding encoding, int bit
     linear.record.numbers = {{"iterations_used", 3}};
   }
   return linear;
+}
+
+// Keeps about one weight in `one_in` of a random linear apart, at least one; some rows have none.
+inline void AddRandomOutliers(QuantizedLinear* linear, uint32_t one_in, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<float> weights = DequantizeDense(*linear);
+  std::vector<uint8_t> apart(weights.size());
+  apart[random() % apart.size()] = 1;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    weights[i] += static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 500.0f;
+    if (random() % one_in == 0 && (i / linear->in_features) % 3 != 1) apart[i] = 1;
+  }
+  if (!SetOutliers(weights, apart, linear).ok()) std::abort();
 }
 
 }  // namespace gradq

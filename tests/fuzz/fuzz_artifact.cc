@@ -15,7 +15,7 @@
 namespace {
 const std::vector<std::string> kFiles = {"config.json", "gradq.json", "model.safetensors"};
 
-std::string Seed(gradq::Encoding encoding, int bits) {
+std::string Seed(gradq::Encoding encoding, int bits, bool outliers = false) {
   auto original = gradq::Checkpoint::Open(std::make_unique<gradq::MemoryFolder>(
       std::map<std::string, std::string>{{"config.json", gradq::kSmallConfig},
                                          {"model.safetensors", gradq::SmallWeights(0, 100)}}));
@@ -26,8 +26,10 @@ std::string Seed(gradq::Encoding encoding, int bits) {
   inputs.read_shard = [&](const std::string& name) -> absl::StatusOr<std::string> {
     for (const gradq::LinearShape& linear : gradq::LinearsOf((*original)->geometry())) {
       if (linear.name == name) {
-        return gradq::SerializeShard(gradq::RandomLinear(name, encoding, bits, linear.out_features,
-                                                         linear.in_features, 3, 1));
+        gradq::QuantizedLinear quantized = gradq::RandomLinear(
+            name, encoding, bits, linear.out_features, linear.in_features, 3, 1);
+        if (outliers) gradq::AddRandomOutliers(&quantized, 20, 1);
+        return gradq::SerializeShard(quantized);
       }
     }
     return absl::NotFoundError(name);
@@ -60,5 +62,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 
 std::vector<std::string> gradq::FuzzSeeds() {
-  return {Seed(Encoding::kLut, 3), Seed(Encoding::kAffine, 4), Seed(Encoding::kAffine, 3)};
+  return {Seed(Encoding::kLut, 3), Seed(Encoding::kAffine, 4), Seed(Encoding::kAffine, 3),
+          Seed(Encoding::kLut, 2, true)};
 }

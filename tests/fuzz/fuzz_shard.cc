@@ -23,6 +23,9 @@ std::vector<std::string> gradq::FuzzSeeds() {
   for (const int bits : {1, 3, 4, 8}) {
     seeds.push_back(SerializeShard(RandomLinear("l", Encoding::kLut, bits, 3, 5, 0, 1)));
     seeds.push_back(SerializeShard(RandomLinear("l", Encoding::kAffine, bits, 9, 5, 2, 1)));
+    QuantizedLinear sparse = RandomLinear("l", Encoding::kLut, bits, 4, 7, 0, 1);
+    AddRandomOutliers(&sparse, 4, 1);
+    seeds.push_back(SerializeShard(sparse));
   }
   return seeds;
 }
