@@ -25,6 +25,13 @@ constexpr StatisticRow kRows[] = {
      .accumulating_bytes = [](int64_t out, int64_t in, int) { return Product(4, out, in); },
      .finished_bytes = [](int64_t out, int64_t in, int) { return Product(4, out, in); },
      .flop_per_token = [](int64_t out, int64_t in, int) { return Product(2, out, in); }},
+    {.name = kWeightGradient,
+     .formula = "sum over sequences of dz^T X, or of its absolute values; over the nodes of a path "
+                "with their weights",
+     .needs_gradient = true,
+     .accumulating_bytes = [](int64_t out, int64_t in, int) { return Product(4, out, in); },
+     .finished_bytes = [](int64_t out, int64_t in, int) { return Product(4, out, in); },
+     .flop_per_token = [](int64_t out, int64_t in, int) { return Product(2, out, in); }},
     {.name = kOutputFisher,
      .formula = "sum over tokens of mean(x^2) (1000 dL/dz)(1000 dL/dz)^T: how the output channels' "
                 "gradients go together",

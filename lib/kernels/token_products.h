@@ -30,6 +30,12 @@ void AccumulateGram(const float* x, int64_t tokens, int64_t columns, float* pack
 void AccumulateSquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
                                 int64_t in, int64_t out, float* sums, ThreadPool* pool);
 
+// sums [out, in] += scale * Σ over sequences of dzᵀX, or of its absolute values element by element.
+// The same shapes.
+void AccumulateGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
+                         int64_t in, int64_t out, bool absolute, float scale, float* sums,
+                         ThreadPool* pool);
+
 // The same by definition, one sum after the other in fp64 and one thread: oracles of the tests.
 namespace reference {
 void AccumulateFisherBlocks(const float* x, const float* dz, int64_t tokens, int64_t columns,
@@ -37,6 +43,8 @@ void AccumulateFisherBlocks(const float* x, const float* dz, int64_t tokens, int
                             float* const* packed);
 void AccumulateSquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
                                 int64_t in, int64_t out, float* sums);
+void AccumulateGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
+                         int64_t in, int64_t out, bool absolute, float scale, float* sums);
 }  // namespace reference
 
 }  // namespace gradq::kernels

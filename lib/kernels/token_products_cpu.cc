@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -30,8 +31,12 @@ void AccumulateFisherBlocks(const float* x, const float* dz, int64_t tokens, int
   }
 }
 
-void AccumulateSquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
-                                int64_t in, int64_t out, float* sums) {
+namespace {
+
+// sums += of(dzᵀX) of each sequence, element by element.
+template <typename Of>
+void AddPerSequence(const float* x, const float* dz, int64_t sequences, int64_t length, int64_t in,
+                    int64_t out, float* sums, Of of) {
   for (int64_t n = 0; n < sequences; ++n) {
     for (int64_t j = 0; j < out; ++j) {
       for (int64_t i = 0; i < in; ++i) {
@@ -39,10 +44,23 @@ void AccumulateSquaredGradients(const float* x, const float* dz, int64_t sequenc
         for (int64_t t = n * length; t < (n + 1) * length; ++t) {
           sum += static_cast<double>(dz[t * out + j]) * x[t * in + i];
         }
-        sums[j * in + i] += static_cast<float>(sum * sum);
+        sums[j * in + i] += static_cast<float>(of(sum));
       }
     }
   }
+}
+
+}  // namespace
+
+void AccumulateSquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
+                                int64_t in, int64_t out, float* sums) {
+  AddPerSequence(x, dz, sequences, length, in, out, sums, [](double g) { return g * g; });
+}
+
+void AccumulateGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
+                         int64_t in, int64_t out, bool absolute, float scale, float* sums) {
+  AddPerSequence(x, dz, sequences, length, in, out, sums,
+                 [&](double g) { return scale * (absolute ? std::fabs(g) : g); });
 }
 
 }  // namespace gradq::kernels::reference

@@ -113,14 +113,20 @@ float SumOfSquares(const float* row, int64_t begin, int64_t end) {
   return hn::GetLane(hn::SumOfLanes(kTag, sum));
 }
 
-// target[0 .. count) += tile row, squared or not.
-template <bool kSquare>
-HWY_INLINE void AddRow(const float* tile, int64_t count, float* target) {
+// What of a tile is added.
+enum class Of { kValue, kSquare, kScaled, kScaledAbsolute };
+
+// target[0 .. count) += of tile row.
+template <Of kOf>
+HWY_INLINE void AddRow(const float* tile, int64_t count, float* target, float scale = 1.0f) {
+  const auto scales = hn::Set(kTag, scale);
   for (int v = 0; v < kVectors; ++v, tile += kLanes, target += kLanes, count -= kLanes) {
     if (count <= 0) return;
     const auto value = hn::Load(kTag, tile);
     const auto add = [&](auto old) {
-      if constexpr (kSquare) return hn::MulAdd(value, value, old);
+      if constexpr (kOf == Of::kSquare) return hn::MulAdd(value, value, old);
+      if constexpr (kOf == Of::kScaled) return hn::MulAdd(value, scales, old);
+      if constexpr (kOf == Of::kScaledAbsolute) return hn::MulAdd(hn::Abs(value), scales, old);
       return hn::Add(old, value);
     };
     if (count >= kLanes) {
@@ -150,7 +156,7 @@ void GramRows(const float* x, const float* panels, const float* scale, int64_t t
         if (j >= i + kRows) continue;
         MultiplyPanels(left + (i - first) * kTokenBlock, right, count, tile);
         for (int64_t row = i; row < std::min(i + kRows, end); ++row) {
-          AddRow<false>(tile + (row - i) * kWidth, row + 1 - j, packed + TriangleRow(row) + j);
+          AddRow<Of::kValue>(tile + (row - i) * kWidth, row + 1 - j, packed + TriangleRow(row) + j);
         }
       }
     }
@@ -184,8 +190,9 @@ void AccumulateTriangles(const float* x, const float* dz, int64_t tokens, int64_
 }
 
 // Rows [first, first + kGradientRows) of sums [out, in], sequence by sequence.
-void SquaredGradientRows(const float* dz, const float* panels, int64_t sequences, int64_t length,
-                         int64_t in, int64_t out, int64_t first, float* left, float* sums) {
+template <Of kOf>
+void GradientRows(const float* dz, const float* panels, int64_t sequences, int64_t length,
+                  int64_t in, int64_t out, int64_t first, float scale, float* left, float* sums) {
   HWY_ALIGN float tile[kRows * kWidth];
   const int64_t tokens = sequences * length;
   const int64_t end = std::min(first + kGradientRows, out);
@@ -198,25 +205,40 @@ void SquaredGradientRows(const float* dz, const float* panels, int64_t sequences
       for (int64_t j = first; j < end; j += kRows) {
         MultiplyPanels(left + (j - first) * length, right, length, tile);
         for (int64_t row = j; row < std::min(j + kRows, end); ++row) {
-          AddRow<true>(tile + (row - j) * kWidth, in - i, sums + row * in + i);
+          AddRow<kOf>(tile + (row - j) * kWidth, in - i, sums + row * in + i, scale);
         }
       }
     }
   }
 }
 
-void SquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
-                      int64_t in, int64_t out, float* sums, float* panels, float* left,
-                      int64_t left_stride, ThreadPool* pool) {
+template <Of kOf>
+void Gradients(const float* x, const float* dz, int64_t sequences, int64_t length, int64_t in,
+               int64_t out, float scale, float* sums, float* panels, float* left,
+               int64_t left_stride, ThreadPool* pool) {
   const int64_t tokens = sequences * length;
   pool->ParallelFor((tokens + kPackTokens - 1) / kPackTokens, [&](int64_t item, int) {
     const int64_t begin = item * kPackTokens;
     PackRight(x, tokens, in, begin, std::min(begin + kPackTokens, tokens), panels);
   });
   pool->ParallelFor((out + kGradientRows - 1) / kGradientRows, [&](int64_t item, int worker) {
-    SquaredGradientRows(dz, panels, sequences, length, in, out, item * kGradientRows,
-                        left + worker * left_stride, sums);
+    GradientRows<kOf>(dz, panels, sequences, length, in, out, item * kGradientRows, scale,
+                      left + worker * left_stride, sums);
   });
+}
+
+void SquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
+                      int64_t in, int64_t out, float* sums, float* panels, float* left,
+                      int64_t left_stride, ThreadPool* pool) {
+  Gradients<Of::kSquare>(x, dz, sequences, length, in, out, 1.0f, sums, panels, left, left_stride,
+                         pool);
+}
+
+void ScaledGradients(const float* x, const float* dz, int64_t sequences, int64_t length, int64_t in,
+                     int64_t out, bool absolute, float scale, float* sums, float* panels,
+                     float* left, int64_t left_stride, ThreadPool* pool) {
+  const auto add = absolute ? Gradients<Of::kScaledAbsolute> : Gradients<Of::kScaled>;
+  add(x, dz, sequences, length, in, out, scale, sums, panels, left, left_stride, pool);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -229,6 +251,7 @@ namespace {
 
 HWY_EXPORT(AccumulateTriangles);
 HWY_EXPORT(SquaredGradients);
+HWY_EXPORT(ScaledGradients);
 
 // No target has wider panels or vectors.
 constexpr int64_t kMaxWidth = 64;
@@ -253,6 +276,8 @@ class Scratch {
 };
 thread_local Scratch t_panels;
 thread_local Scratch t_left;
+
+int64_t LeftStride(int64_t length) { return (kLeftRows + kMaxWidth) * length + kMaxWidth; }
 
 int64_t PanelFloats(int64_t tokens, int64_t columns) {
   return (columns + kMaxWidth - 1) / kMaxWidth * kMaxWidth * tokens;
@@ -280,10 +305,19 @@ void AccumulateGram(const float* x, int64_t tokens, int64_t columns, float* pack
 void AccumulateSquaredGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
                                 int64_t in, int64_t out, float* sums, ThreadPool* pool) {
   float* panels = t_panels.Get(PanelFloats(sequences * length, in));
-  const int64_t left_stride = (kLeftRows + kMaxWidth) * length + kMaxWidth;
-  float* left = t_left.Get(left_stride * pool->threads());
+  float* left = t_left.Get(LeftStride(length) * pool->threads());
   HWY_DYNAMIC_DISPATCH(SquaredGradients)
-  (x, dz, sequences, length, in, out, sums, panels, left, left_stride, pool);
+  (x, dz, sequences, length, in, out, sums, panels, left, LeftStride(length), pool);
+}
+
+void AccumulateGradients(const float* x, const float* dz, int64_t sequences, int64_t length,
+                         int64_t in, int64_t out, bool absolute, float scale, float* sums,
+                         ThreadPool* pool) {
+  float* panels = t_panels.Get(PanelFloats(sequences * length, in));
+  float* left = t_left.Get(LeftStride(length) * pool->threads());
+  HWY_DYNAMIC_DISPATCH(ScaledGradients)
+  (x, dz, sequences, length, in, out, absolute, scale, sums, panels, left, LeftStride(length),
+   pool);
 }
 
 }  // namespace gradq::kernels

@@ -14,6 +14,7 @@ namespace {
 constexpr StatisticBinding kBindings[] = {
     {kFisherBlocks, MakeFisherBlocks},
     {kFisherDiagonal, MakeFisherDiagonal},
+    {kWeightGradient, MakeWeightGradient},
     {kOutputFisher, MakeOutputFisher},
     {kGram, MakeGram},
 };
@@ -26,14 +27,23 @@ absl::StatusOr<std::unique_ptr<Statistic>> MakeStatistic(std::string_view name,
                                                          int64_t out_features, int64_t in_features,
                                                          int groups, at::Device device,
                                                          ThreadPool* pool) {
+  return MakeStatistic(name, {.out_features = out_features,
+                              .in_features = in_features,
+                              .groups = groups,
+                              .device = device,
+                              .pool = pool});
+}
+
+absl::StatusOr<std::unique_ptr<Statistic>> MakeStatistic(std::string_view name,
+                                                         const StatisticSetup& setup) {
   GRADQ_ASSIGN_OR_RETURN(const StatisticRow* row, FindStatistic(name));
-  if (row->name == kFisherBlocks && (groups < 1 || groups > out_features)) {
-    return absl::InvalidArgumentError(StrCat(
-        "number of groups not between 1 and the rows of the linear: ", groups, ", ", out_features));
+  if (row->name == kFisherBlocks && (setup.groups < 1 || setup.groups > setup.out_features)) {
+    return absl::InvalidArgumentError(
+        StrCat("number of groups not between 1 and the rows of the linear: ", setup.groups, ", ",
+               setup.out_features));
   }
   for (const StatisticBinding& binding : kBindings) {
-    if (binding.name == row->name)
-      return binding.make({out_features, in_features, groups, device, pool});
+    if (binding.name == row->name) return binding.make(setup);
   }
   return absl::InternalError(StrCat("statistic without implementation: ", name));
 }

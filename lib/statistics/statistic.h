@@ -33,6 +33,10 @@ struct StatisticTensor {
 class Statistic {
  public:
   virtual ~Statistic() = default;
+  // What follows was observed with the weights of a node of the round's path, whose gradients count
+  // `coefficient` times; it starts with the first sequence again. Without it: one node, coefficient
+  // 1. Statistics of more than one node's observations make sense where this is overridden.
+  virtual void BeginNode(double /*coefficient*/) {}
   // x [tokens, in], dz [tokens, out] fp32 (dz undefined when the row needs no gradient); tokens =
   // sequences × length, in order.
   virtual void Accumulate(const at::Tensor& x, const at::Tensor& dz, int64_t sequences) = 0;
@@ -55,7 +59,14 @@ struct StatisticSetup {
   int groups = 1;
   at::Device device = at::kCPU;
   ThreadPool* pool = nullptr;
+  // weight_gradient: only the first so many sequences of a node (0: all); absolute values per
+  // sequence are added.
+  int64_t gradient_sequences = 0;
+  bool gradient_absolute = false;
 };
+// As above, with what single statistics may vary.
+absl::StatusOr<std::unique_ptr<Statistic>> MakeStatistic(std::string_view name,
+                                                         const StatisticSetup& setup);
 
 // Binds each row of the catalog to its implementation.
 struct StatisticBinding {

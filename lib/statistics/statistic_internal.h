@@ -11,12 +11,14 @@ namespace gradq {
 
 std::unique_ptr<Statistic> MakeFisherBlocks(const StatisticSetup& setup);
 std::unique_ptr<Statistic> MakeFisherDiagonal(const StatisticSetup& setup);
+std::unique_ptr<Statistic> MakeWeightGradient(const StatisticSetup& setup);
 std::unique_ptr<Statistic> MakeOutputFisher(const StatisticSetup& setup);
 std::unique_ptr<Statistic> MakeGram(const StatisticSetup& setup);
 
 // The ATen forms, which the functions above choose off the CPU; the tests run them on the CPU.
 std::unique_ptr<Statistic> MakeFisherBlocksOnDevice(const StatisticSetup& setup);
 std::unique_ptr<Statistic> MakeFisherDiagonalOnDevice(const StatisticSetup& setup);
+std::unique_ptr<Statistic> MakeWeightGradientOnDevice(const StatisticSetup& setup);
 std::unique_ptr<Statistic> MakeOutputFisherOnDevice(const StatisticSetup& setup);
 std::unique_ptr<Statistic> MakeGramOnDevice(const StatisticSetup& setup);
 
