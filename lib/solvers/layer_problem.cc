@@ -73,8 +73,14 @@ absl::Status AttachStatistics(const std::map<std::string, at::Tensor>& tensors,
           const at::Tensor packed,
           Take(tensors, std::string(kOutputFisher), {rows * (rows + 1) / 2}, problem->name));
       problem->output_fisher = Unfold(packed, rows);
+    } else if (need == kWeightGradient) {
+      GRADQ_ASSIGN_OR_RETURN(problem->weight_gradient, Take(tensors, std::string(kWeightGradient),
+                                                            {rows, columns}, problem->name));
     } else if (need == kFisherDiagonal) {
       GRADQ_ASSIGN_OR_RETURN(problem->fisher_diagonal, Take(tensors, std::string(kFisherDiagonal),
+                                                            {rows, columns}, problem->name));
+    } else if (need == kWeightGradient) {
+      GRADQ_ASSIGN_OR_RETURN(problem->weight_gradient, Take(tensors, std::string(kWeightGradient),
                                                             {rows, columns}, problem->name));
     } else {
       return absl::InvalidArgumentError(StrCat(problem->name, ": unknown statistic: ", need));
