@@ -11,6 +11,7 @@
 #include "lib/catalog/config_reader.h"
 #include "lib/catalog/strict_json.h"
 #include "lib/format/linear_tensors.h"
+#include "lib/format/quantization_config.h"
 #include "lib/format/weight_files.h"
 
 namespace gradq {
@@ -51,6 +52,12 @@ class FolderArtifact : public Artifact {
   const TensorSource& dense() const override { return weights_; }
   const std::vector<std::string>& linears() const override { return linears_; }
   const std::string& gradq_json() const override { return gradq_json_; }
+
+  ExportedLinear Describe(const std::string& name) const override {
+    ExportedLinear linear = ExportedLinearOf(records_.at(name));
+    linear.outliers = outlier_fraction_.at(name) > 0;
+    return linear;
+  }
 
   absl::StatusOr<QuantizedLinear> ReadLinear(const std::string& name) const override {
     const auto it = records_.find(name);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "lib/catalog/export_formats.h"
 #include "lib/format/checkpoint.h"
 #include "lib/format/quantized_linear.h"
 
@@ -61,6 +62,8 @@ class Artifact {
   virtual const TensorSource& dense() const = 0;
   // Names in checkpoint order.
   virtual const std::vector<std::string>& linears() const = 0;
+  // What exports and kernels ask before they read it; the linear must be one of linears().
+  virtual ExportedLinear Describe(const std::string& name) const = 0;
   // With the record of gradq.json.
   virtual absl::StatusOr<QuantizedLinear> ReadLinear(const std::string& name) const = 0;
   // Text of gradq.json.

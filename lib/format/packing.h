@@ -23,6 +23,8 @@ std::vector<uint8_t> UnpackCodes(std::span<const uint32_t> packed, int64_t out_f
 // IEEE half, round to nearest even; finite values beyond 65504 become Inf.
 uint16_t Float16Bits(float value);
 float Float16Value(uint16_t bits);
+// To nearest even; a value beyond the range becomes Inf. Not for NaN.
+uint16_t BFloat16Bits(float value);
 float BFloat16Value(uint16_t bits);
 
 }  // namespace gradq

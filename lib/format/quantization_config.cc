@@ -16,37 +16,47 @@ using nlohmann::json;
 
 constexpr char kKey[] = "quantization_config";
 
-bool FitsCompressedTensors(std::span<const AnnouncedLinear> linears) {
-  return !linears.empty() &&
-         std::all_of(linears.begin(), linears.end(), [&](const AnnouncedLinear& linear) {
-           return !linear.outliers && linear.encoding == Encoding::kAffine &&
-                  (linear.bits == 4 || linear.bits == 8) && linear.bits == linears.front().bits &&
-                  linear.group_size == linears.front().group_size &&
-                  linear.in_features % linear.group_size == 0;
-         });
-}
-
 }  // namespace
 
-int VersionFor(std::span<const AnnouncedLinear> linears) {
+ExportedLinear ExportedLinearOf(const QuantizedLinear& linear) {
+  return {.name = linear.name,
+          .encoding = linear.encoding,
+          .bits = linear.bits,
+          .group_size = linear.group_size,
+          .out_features = linear.out_features,
+          .in_features = linear.in_features,
+          .outliers = !linear.outliers.empty()};
+}
+
+int VersionFor(std::span<const ExportedLinear> linears) {
   return std::any_of(linears.begin(), linears.end(),
-                     [](const AnnouncedLinear& linear) { return linear.outliers; })
+                     [](const ExportedLinear& linear) { return linear.outliers; })
              ? kArtifactVersion
              : kVersionWithoutOutliers;
 }
 
-json MakeQuantizationConfig(std::span<const AnnouncedLinear> linears) {
-  if (!FitsCompressedTensors(linears)) {
-    return {{"quant_method", kQuantMethod},
-            {"format_version", VersionFor(linears)},
-            {"ignore", {"lm_head"}}};
+json MakeQuantizationConfig(std::span<const ExportedLinear> linears) {
+  if ((*FindExportFormat(kCompressedTensors))->refusal(linears).empty())
+    return CompressedTensorsConfig(linears);
+  return {{"quant_method", kQuantMethod},
+          {"format_version", VersionFor(linears)},
+          {"ignore", {"lm_head"}}};
+}
+
+json CompressedTensorsConfig(std::span<const ExportedLinear> linears) {
+  json weights = {{"num_bits", linears.front().bits},
+                  {"type", "int"},
+                  {"symmetric", false},
+                  {"strategy", "group"},
+                  {"group_size", linears.front().group_size},
+                  {"dynamic", false}};
+  // Groups of whole rows where rows differ in length.
+  if (std::any_of(linears.begin(), linears.end(), [&](const ExportedLinear& linear) {
+        return linear.group_size != linears.front().group_size;
+      })) {
+    weights["strategy"] = "channel";
+    weights["group_size"] = nullptr;
   }
-  const json weights = {{"num_bits", linears.front().bits},
-                        {"type", "int"},
-                        {"symmetric", false},
-                        {"strategy", "group"},
-                        {"group_size", linears.front().group_size},
-                        {"dynamic", false}};
   const json group = {{"targets", {"Linear"}},
                       {"weights", weights},
                       {"input_activations", nullptr},

@@ -2,32 +2,27 @@
 
 // The quantization_config that an artifact's config.json carries. Internal to lib/format.
 
-#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "lib/catalog/quantizers.h"
+#include "lib/catalog/export_formats.h"
+#include "lib/format/quantized_linear.h"
 #include "nlohmann/json.hpp"
 
 namespace gradq {
 
-// What the announcement depends on, per linear.
-struct AnnouncedLinear {
-  Encoding encoding = Encoding::kLut;
-  int bits = 0;
-  int64_t group_size = 0;
-  int64_t in_features = 0;
-  bool outliers = false;
-};
+ExportedLinear ExportedLinearOf(const QuantizedLinear& linear);
 
 // The version of FORMAT.md that a reader must know.
-int VersionFor(std::span<const AnnouncedLinear> linears);
+int VersionFor(std::span<const ExportedLinear> linears);
 
-// compressed-tensors' pack-quantized where that format can hold every linear (affine, one width of
-// 4 or 8 bits, one group size that divides all in-features, no outliers), gradq's own otherwise.
-nlohmann::json MakeQuantizationConfig(std::span<const AnnouncedLinear> linears);
+// compressed-tensors' pack-quantized where that format can hold every linear (its row in
+// lib/catalog/export_formats.h), gradq's own otherwise.
+nlohmann::json MakeQuantizationConfig(std::span<const ExportedLinear> linears);
+// Of linears that compressed-tensors can hold.
+nlohmann::json CompressedTensorsConfig(std::span<const ExportedLinear> linears);
 
 // The text of config.json with the member added (or, when it stood there as null, replaced); all
 // other bytes stay where there was none.

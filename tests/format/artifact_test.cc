@@ -273,8 +273,8 @@ TEST(Artifact, PlanKnowsItsSize) {
   for (const char* method : {"lnq", "rtn"}) {
     for (const int bits : {3, 8}) {
       PlanInputs plan;
-      plan.method = method;
-      plan.bits = bits;
+      plan.recipe.method = method;
+      plan.recipe.bits = bits;
       plan.small_files_bytes = 0;
       const Encoding encoding = (*FindQuantizer(method))->encoding;
       Job job(FixturePath("docs-llama-6m"), encoding, bits, 128);

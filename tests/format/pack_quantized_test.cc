@@ -33,7 +33,9 @@ TEST_P(PackQuantized, SameBytesAndSameWeights) {
   linear.in_features = 96;
   linear.group_size = 32;
   const auto find = [&](const std::string& name) -> absl::StatusOr<TensorInfo> {
-    return header->Find(name)->info;
+    const PlacedTensor* tensor = header->Find(name);
+    if (tensor == nullptr) return absl::NotFoundError(name);
+    return tensor->info;
   };
   const auto read = [&](const std::string& name, std::span<std::byte> out) {
     std::memcpy(out.data(), bytes_of(name).data(), out.size());
