@@ -52,8 +52,8 @@ HWY_INLINE void BucketSums(const float* h, int64_t columns, const int32_t* order
 }
 
 void SumsTarget(const float* h, int64_t columns, const int32_t* order, const int32_t* begin,
-                const uint8_t* codes, const float* error, int levels, float* scratch, double* gram,
-                double* slope) {
+                const uint8_t* codes, const float* error, const float* active, int levels,
+                float* scratch, double* gram, double* slope) {
   std::fill_n(gram, static_cast<int64_t>(levels) * levels, 0.0);
   std::fill_n(slope, levels, 0.0);
   for (int64_t first = 0; first < columns; first += kCodebookChunk) {
@@ -63,6 +63,9 @@ void SumsTarget(const float* h, int64_t columns, const int32_t* order, const int
       if (count == 0) continue;
       float* sums = scratch + q * kCodebookChunk;
       BucketSums(h, columns, order + begin[q], count, first, width, sums);
+      if (active != nullptr) {
+        for (int c = 0; c < width; ++c) sums[c] *= active[first + c];
+      }
       double* row = gram + static_cast<int64_t>(q) * levels;
       double dot = 0.0;
       for (int c = 0; c < width; ++c) {
@@ -85,10 +88,10 @@ namespace gradq::kernels {
 HWY_EXPORT(SumsTarget);
 
 void CodebookSums(const float* h, int64_t columns, const int32_t* order, const int32_t* begin,
-                  const uint8_t* codes, const float* error, int levels, float* scratch,
-                  double* gram, double* slope) {
+                  const uint8_t* codes, const float* error, const float* active, int levels,
+                  float* scratch, double* gram, double* slope) {
   HWY_DYNAMIC_DISPATCH(SumsTarget)
-  (h, columns, order, begin, codes, error, levels, scratch, gram, slope);
+  (h, columns, order, begin, codes, error, active, levels, scratch, gram, slope);
 }
 
 }  // namespace gradq::kernels

@@ -12,9 +12,11 @@ namespace gradq::kernels {
 // `h` row-major [columns, columns], symmetric. `order` lists the columns bucket by bucket, codeword
 // q's from begin[q] to begin[q + 1]; `codes` is the same the other way round. Sums over H in fp32
 // down a column of each bucket, everything else in fp64. `scratch`: levels · kCodebookChunk floats.
+// Weights kept apart are in no bucket, their error is 0 and `active` [columns] is 0 for them, else
+// 1; null: there are none.
 inline constexpr int kCodebookChunk = 128;
 void CodebookSums(const float* h, int64_t columns, const int32_t* order, const int32_t* begin,
-                  const uint8_t* codes, const float* error, int levels, float* scratch,
-                  double* gram, double* slope);
+                  const uint8_t* codes, const float* error, const float* active, int levels,
+                  float* scratch, double* gram, double* slope);
 
 }  // namespace gradq::kernels

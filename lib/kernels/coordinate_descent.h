@@ -45,6 +45,8 @@ struct RowTile {
   const float* table = nullptr;   // codewords, ascending in each row, [levels]
   const float* midpoint =
       nullptr;  // (c_q + c_{q+1}) / 2, [levels - 1]; a tie goes to the lower codeword
+  // [columns]: 1, or 0 for a weight kept apart, whose error every kernel leaves at 0; null: all 1.
+  const float* active = nullptr;
 };
 
 // One pass over all columns: ŵ_j ← the codeword nearest to ŵ_j − (E·H)_j / H_jj, each column seeing
@@ -66,7 +68,7 @@ void QuadraticForms(const PanelMatrix& h, const float* error, double* forms);
 void ExactQuadraticForms(const PanelMatrix& h, const float* error, double* forms);
 
 // error ← nearest codeword − weight, and its index into codes [columns][kTileRows] when that is not
-// null. `target`: null for w itself, else [columns][kTileRows].
+// null (also of weights kept apart). `target`: null for w itself, else [columns][kTileRows].
 void RoundToNearest(int64_t columns, const RowTile& tile, const float* target, uint8_t* codes);
 
 namespace reference {

@@ -26,6 +26,10 @@ float Nearest(const RowTile& tile, int row, float target) {
   return tile.table[q * kTileRows + row];
 }
 
+bool IsActive(const RowTile& tile, int64_t at) {
+  return tile.active == nullptr || tile.active[at] != 0.0f;
+}
+
 }  // namespace
 
 bool CoordinateDescentCycle(const PanelMatrix& h, const float* inverse_diagonal,
@@ -51,7 +55,8 @@ bool CoordinateDescentCycle(const PanelMatrix& h, const float* inverse_diagonal,
         float& error = tile.error[j * kTileRows + row];
         const float weight = tile.weight[j * kTileRows + row];
         const float target = weight + std::fma(-product[c], inverse_diagonal[j], error);
-        const float moved = Nearest(tile, row, target) - weight;
+        const float moved =
+            IsActive(tile, j * kTileRows + row) ? Nearest(tile, row, target) - weight : 0.0f;
         const float delta = moved - error;
         error = moved;
         changed |= delta != 0.0f;
@@ -77,7 +82,8 @@ void ErrorFeedbackRounding(const PanelMatrix& feedback, const int32_t* order, co
       }
       const int64_t j = order[position];
       const float weight = tile.weight[j * kTileRows + row];
-      tile.error[j * kTileRows + row] = Nearest(tile, row, weight - sum) - weight;
+      tile.error[j * kTileRows + row] =
+          IsActive(tile, j * kTileRows + row) ? Nearest(tile, row, weight - sum) - weight : 0.0f;
     }
   }
 }

@@ -121,6 +121,13 @@ HWY_INLINE void WithLevels(const RowTile& tile, Body&& body) {
   }
 }
 
+// The error of weights kept apart is 0.
+HWY_INLINE Vector OfActive(const RowTile& tile, int64_t at, Vector error) {
+  const Lane d;
+  if (tile.active == nullptr) return error;
+  return hn::IfThenElseZero(hn::Ne(hn::Load(d, tile.active + at), hn::Zero(d)), error);
+}
+
 template <typename Search>
 HWY_INLINE bool DescendPanel(const float* HWY_RESTRICT panel, int64_t columns, int64_t first,
                              int width, const float* inverse_diagonal, const RowTile& tile,
@@ -152,7 +159,8 @@ HWY_INLINE bool DescendPanel(const float* HWY_RESTRICT panel, int64_t columns, i
       const Vector error = hn::Load(d, tile.error + at + v * lanes);
       const Vector r = product[c].v[v];
       const Vector target = hn::Add(weight, hn::NegMulAdd(r, inverse, error));
-      const Vector moved = hn::Sub(nearest(target, row + v * lanes), weight);
+      const Vector moved =
+          OfActive(tile, at + v * lanes, hn::Sub(nearest(target, row + v * lanes), weight));
       delta[v] = hn::Sub(moved, error);
       hn::Store(moved, d, tile.error + at + v * lanes);
       changed = hn::Or(changed, hn::Ne(delta[v], hn::Zero(d)));
@@ -220,7 +228,9 @@ void FeedbackTarget(const PanelMatrix& feedback, const int32_t* order, const Row
 #pragma GCC unroll 2
           for (int v = 0; v < kVectors; ++v) {
             const Vector weight = hn::Load(d, tile.weight + at + v * lanes);
-            error[v] = hn::Sub(nearest(hn::Sub(weight, sum[c].v[v]), row + v * lanes), weight);
+            const Vector target = hn::Sub(weight, sum[c].v[v]);
+            error[v] =
+                OfActive(tile, at + v * lanes, hn::Sub(nearest(target, row + v * lanes), weight));
             hn::Store(error[v], d, tile.error + at + v * lanes);
           }
 #pragma GCC unroll 12
@@ -313,7 +323,8 @@ void RoundTarget(int64_t columns, const RowTile& tile, const float* target, uint
       const int64_t at = j * kTileRows + row;
       const auto position = nearest.Position(hn::Load(d, wanted + at), row);
       const Vector codeword = hn::GatherIndex(d, tile.table + row, position);
-      hn::Store(hn::Sub(codeword, hn::Load(d, tile.weight + at)), d, tile.error + at);
+      hn::Store(OfActive(tile, at, hn::Sub(codeword, hn::Load(d, tile.weight + at))), d,
+                tile.error + at);
       hn::Store(hn::ShiftRight<5>(position), di, positions + row);
     }
     if (codes == nullptr) continue;

@@ -35,14 +35,19 @@ bool Factor(std::span<double> a, size_t n) {
 
 }  // namespace
 
-void SortByCode(std::span<const uint8_t> codes, int levels, std::vector<int32_t>* order,
-                std::vector<int32_t>* begin) {
+void SortByCode(std::span<const uint8_t> codes, std::span<const float> active, int levels,
+                std::vector<int32_t>* order, std::vector<int32_t>* begin) {
+  const auto counts = [&](size_t j) { return active.empty() || active[j] != 0.0f; };
   begin->assign(levels + 1, 0);
-  for (const uint8_t code : codes) ++(*begin)[code + 1];
+  for (size_t j = 0; j < codes.size(); ++j) {
+    if (counts(j)) ++(*begin)[codes[j] + 1];
+  }
   for (int q = 0; q < levels; ++q) (*begin)[q + 1] += (*begin)[q];
   std::array<int32_t, 256> next;
   std::copy_n(begin->begin(), levels, next.begin());
-  for (size_t j = 0; j < codes.size(); ++j) (*order)[next[codes[j]]++] = static_cast<int32_t>(j);
+  for (size_t j = 0; j < codes.size(); ++j) {
+    if (counts(j)) (*order)[next[codes[j]]++] = static_cast<int32_t>(j);
+  }
 }
 
 void CorrectCodebook(std::span<const double> gram, std::span<const double> slope,
@@ -90,18 +95,22 @@ RowCodebookStep::RowCodebookStep(int64_t columns, int levels)
       slope_(levels) {}
 
 void RowCodebookStep::Update(const float* h, int row, const float* weight, const uint8_t* codes,
-                             CodebookRidge ridge, float* error, float* table) {
+                             CodebookRidge ridge, float* error, float* table, const float* active) {
   using kernels::kTileRows;
+  active_.resize(active == nullptr ? 0 : columns_);
   for (int64_t j = 0; j < columns_; ++j) {
     codes_[j] = codes[j * kTileRows + row];
     error_[j] = error[j * kTileRows + row];
+    if (active != nullptr) active_[j] = active[j * kTileRows + row];
   }
-  SortByCode(codes_, levels_, &order_, &begin_);
+  SortByCode(codes_, active_, levels_, &order_, &begin_);
   kernels::CodebookSums(h, columns_, order_.data(), begin_.data(), codes_.data(), error_.data(),
-                        levels_, scratch_.data(), gram_.data(), slope_.data());
+                        active == nullptr ? nullptr : active_.data(), levels_, scratch_.data(),
+                        gram_.data(), slope_.data());
   for (int q = 0; q < levels_; ++q) centers_[q] = table[q * kTileRows + row];
   CorrectCodebook(gram_, slope_, ridge, centers_);
   for (int64_t j = 0; j < columns_; ++j) {
+    if (active != nullptr && active_[j] == 0.0f) continue;
     error[j * kTileRows + row] =
         static_cast<float>(centers_[codes_[j]]) - weight[j * kTileRows + row];
   }
@@ -109,6 +118,16 @@ void RowCodebookStep::Update(const float* h, int row, const float* weight, const
   for (int q = 0; q < levels_; ++q) {
     table[q * kTileRows + row] = static_cast<float>(centers_[q]);
   }
+}
+
+void ImportanceWithout(std::span<const uint8_t> apart, std::span<const float> importance,
+                       std::span<float> result) {
+  bool any = false;
+  for (size_t j = 0; j < apart.size(); ++j) {
+    result[j] = apart[j] != 0 ? 0.0f : importance[j];
+    any |= result[j] > 0.0f;
+  }
+  for (size_t j = 0; !any && j < apart.size(); ++j) result[j] = apart[j] != 0 ? 0.0f : 1.0f;
 }
 
 void AssignNearest(std::span<const float> weights, std::span<const float> table,

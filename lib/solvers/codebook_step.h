@@ -9,9 +9,9 @@
 namespace gradq {
 
 // Columns bucket by bucket: codeword q's columns are order[begin[q]] .. order[begin[q + 1] - 1],
-// rising.
-void SortByCode(std::span<const uint8_t> codes, int levels, std::vector<int32_t>* order,
-                std::vector<int32_t>* begin);
+// rising. Columns with active[j] = 0 are in no bucket; empty: all are active.
+void SortByCode(std::span<const uint8_t> codes, std::span<const float> active, int levels,
+                std::vector<int32_t>* order, std::vector<int32_t>* begin);
 
 enum class CodebookRidge {
   // λ a small share of the mean diagonal of PᵀHP, pulling towards the current codebook: codewords
@@ -35,18 +35,24 @@ class RowCodebookStep {
 
   // Of `row` in a tile (lib/kernels/coordinate_descent.h): `error` [columns][kTileRows] = ŵ − w of
   // `codes` [columns][kTileRows] and `table` [levels][kTileRows]. Writes the row's new table in
-  // ascending order and its error. `h` row-major [columns, columns].
+  // ascending order and its error. `h` row-major [columns, columns]. `active` [columns][kTileRows]
+  // as in RowTile: weights kept apart don't count and their error stays 0.
   void Update(const float* h, int row, const float* weight, const uint8_t* codes,
-              CodebookRidge ridge, float* error, float* table);
+              CodebookRidge ridge, float* error, float* table, const float* active = nullptr);
 
  private:
   int64_t columns_;
   int levels_;
   std::vector<uint8_t> codes_;
-  std::vector<float> error_, scratch_;
+  std::vector<float> error_, active_, scratch_;
   std::vector<int32_t> order_, begin_;
   std::vector<double> centers_, gram_, slope_;
 };
+
+// Weights of a row's k-means: `importance` (not below 0), 0 where `apart` is set; when that leaves
+// only zeros, all others count 1.
+void ImportanceWithout(std::span<const uint8_t> apart, std::span<const float> importance,
+                       std::span<float> result);
 
 // Index of the codeword nearest to each weight, the lower one on a tie. `table` ascending.
 void AssignNearest(std::span<const float> weights, std::span<const float> table,

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,13 @@
 namespace gradq {
 
 class ThreadPool;
+
+// What a Decide task found out for this linear (job.proto, LinearDecision); empty where the outlier
+// policy decides by itself.
+struct OutlierDecision {
+  std::optional<double> threshold;  // weights with a score not below it are kept apart
+  std::optional<double> fraction;   // share of this linear's weights
+};
 
 struct LayerProblem {
   std::string name;
@@ -38,8 +46,14 @@ struct LayerProblem {
   // Weights kept apart in fp16, [out, in] row-major, 1: apart; empty: none. Their error is 0 for
   // the solver: LNQ leaves them out of sweeps and codebook equations, GPTQ lets later columns
   // compensate as for any column without error, k-means gives them weight 0. Their code is the
-  // nearest to the weight; SolveLayer then stores the difference.
+  // nearest to the weight; SolveLayer then stores the difference. SolveLayer sets it, unless
+  // `outliers` is "none".
   std::vector<uint8_t> apart;
+  // Row of the outlier-policy catalog, its options (SolveLayer fills in defaults), and what was
+  // decided for it.
+  std::string outliers = "none";
+  OptionMap outlier_options;
+  OutlierDecision decision;
   // ½ · (T / N) · c⁻²: nats per token and unit of Σ_k |J_k| objective_k (design 1).
   double loss_price = 0;
 };

@@ -35,10 +35,11 @@ uint64_t Mix(uint64_t seed, int64_t column) {
 LnqTile::LnqTile(int64_t columns, const LnqSettings& settings)
     : columns_(columns), settings_(settings), step_(columns, settings.levels) {
   const int64_t panel = columns * kTileRows, levels = settings.levels * kTileRows;
-  storage_ = kernels::AlignedFloats(4 * panel + 4 * levels);
+  storage_ = kernels::AlignedFloats(5 * panel + 4 * levels);
   float* next = storage_.data();
   const auto take = [&next](int64_t floats) { return std::exchange(next, next + floats); };
   weight_ = take(panel);
+  active_storage_ = take(panel);
   midpoint_ = take(levels);
   for (Solution* solution : {&best_, &candidate_, &trial_}) {
     solution->error = take(panel);
@@ -46,12 +47,20 @@ LnqTile::LnqTile(int64_t columns, const LnqSettings& settings)
   }
   codes_.resize(panel);
   row_values_.resize(columns);
+  row_importance_.resize(columns);
   row_codes_.resize(columns);
   centers_.resize(settings.levels);
 }
 
 kernels::RowTile LnqTile::View(const Solution& solution) {
-  return {weight_, solution.error, settings_.levels, solution.table, midpoint_};
+  return {weight_, solution.error, settings_.levels, solution.table, midpoint_, active_};
+}
+
+void LnqTile::HoldApart(float* error) const {
+  if (active_ == nullptr) return;
+  for (int64_t i = 0; i < columns_ * kTileRows; ++i) {
+    if (active_[i] == 0.0f) error[i] = 0.0f;
+  }
 }
 
 void LnqTile::SetMidpoints(const Solution& solution) {
@@ -94,11 +103,19 @@ bool LnqTile::Keep(const Solution& candidate, Solution* best) {
   return true;
 }
 
+std::span<const float> LnqTile::Importance(const LnqGroup& group, int row) {
+  if (active_ == nullptr) return group.kmeans_weight;
+  std::vector<uint8_t>& apart = row_codes_;
+  for (int64_t j = 0; j < columns_; ++j) apart[j] = active_[j * kTileRows + row] == 0.0f;
+  ImportanceWithout(apart, group.kmeans_weight, row_importance_);
+  return row_importance_;
+}
+
 // The optimal weighted k-means of each row, unrounded.
 void LnqTile::Start(const LnqGroup& group) {
   for (int row = 0; row < rows_; ++row) {
     for (int64_t j = 0; j < columns_; ++j) row_values_[j] = weight_[j * kTileRows + row];
-    kernels::OptimalKmeans1d(row_values_, group.kmeans_weight, centers_, &kmeans_);
+    kernels::OptimalKmeans1d(row_values_, Importance(group, row), centers_, &kmeans_);
     for (int q = 0; q < settings_.levels; ++q) {
       best_.table[q * kTileRows + row] = static_cast<float>(centers_[q]);
     }
@@ -116,7 +133,7 @@ bool LnqTile::CodebookStep(const LnqGroup& group) {
   kernels::RoundToNearest(columns_, View(candidate_), trial_.error, codes_.data());
   for (int row = 0; row < rows_; ++row) {
     step_.Update(group.matrix, row, weight_, codes_.data(), CodebookRidge::kRelative,
-                 candidate_.error, candidate_.table);
+                 candidate_.error, candidate_.table, active_);
   }
   Evaluate(group, &candidate_);
   return Keep(candidate_, &best_);
@@ -156,6 +173,7 @@ void LnqTile::FeedbackOfMovedWeights(const FeedbackOrder& feedback, uint64_t see
   for (int64_t i = 0; i < columns_ * kTileRows; ++i) {
     candidate_.error[i] += moved[i] - weight_[i];
   }
+  HoldApart(candidate_.error);
 }
 
 // The best solution with a few columns moved to a neighbouring codeword.
@@ -174,6 +192,7 @@ void LnqTile::MoveSomeColumns(uint64_t seed) {
       candidate_.error[at] = candidate_.table[to * kTileRows + row] - weight_[at];
     }
   }
+  HoldApart(candidate_.error);
 }
 
 bool LnqTile::AssignmentStep(const LnqGroup& group, int iteration) {
@@ -212,17 +231,29 @@ absl::Status LnqTile::RoundTable() {
   return absl::OkStatus();
 }
 
-absl::Status LnqTile::Solve(const LnqGroup& group, const float* weights, int rows,
-                            const std::function<bool()>& cancelled, const LnqOutput& output) {
-  rows_ = rows;
-  cancelled_ = &cancelled;
+// Rows that don't exist are zeros and active.
+void LnqTile::Load(const float* weights, const uint8_t* apart) {
+  const int64_t count = rows_ * columns_;
+  const bool any =
+      apart != nullptr && std::any_of(apart, apart + count, [](uint8_t flag) { return flag != 0; });
+  active_ = any ? active_storage_ : nullptr;
   std::fill_n(weight_, columns_ * kTileRows, 0.0f);
-  std::fill_n(best_.table, settings_.levels * kTileRows, 0.0f);
-  for (int row = 0; row < rows; ++row) {
+  if (any) std::fill_n(active_, columns_ * kTileRows, 1.0f);
+  for (int row = 0; row < rows_; ++row) {
     for (int64_t j = 0; j < columns_; ++j) {
       weight_[j * kTileRows + row] = weights[row * columns_ + j];
+      if (any && apart[row * columns_ + j] != 0) active_[j * kTileRows + row] = 0.0f;
     }
   }
+}
+
+absl::Status LnqTile::Solve(const LnqGroup& group, const float* weights, const uint8_t* apart,
+                            int rows, const std::function<bool()>& cancelled,
+                            const LnqOutput& output) {
+  rows_ = rows;
+  cancelled_ = &cancelled;
+  std::fill_n(best_.table, settings_.levels * kTileRows, 0.0f);
+  Load(weights, apart);
   Start(group);
   // The reported start is the k-means table as it would be stored.
   Copy(best_, &trial_);
@@ -253,6 +284,7 @@ absl::Status LnqTile::Solve(const LnqGroup& group, const float* weights, int row
       best_.error[at] = best_.table[codes_[at] * kTileRows + row] - weight_[at];
     }
   }
+  HoldApart(best_.error);
   SetMidpoints(best_);
   for (int cycle = 0; cycle < settings_.cycles; ++cycle) {
     if (!kernels::CoordinateDescentCycle(group.panels, group.inverse_diagonal.data(), View(best_),

@@ -8,6 +8,9 @@
 // error-feedback rounding to the current codebook in two orders and a few perturbed starts, the
 // codebook step corrects the current codebook (so that its ridge pulls towards it), and each row
 // keeps its best solution.
+//
+// Weights kept apart have no error: they are left out of k-means, of every assignment and of the
+// codebook equations. Their code is the nearest codeword of the result.
 
 #include <cstdint>
 #include <functional>
@@ -34,9 +37,9 @@ class LnqTile {
  public:
   LnqTile(int64_t columns, const LnqSettings& settings);
 
-  // `weights` [rows, columns], rows ≤ kTileRows. CANCELLED; INVALID_ARGUMENT when fp16 can't hold a
-  // codeword.
-  absl::Status Solve(const LnqGroup& group, const float* weights, int rows,
+  // `weights` [rows, columns], rows ≤ kTileRows; `apart` as LayerProblem::apart of these rows, or
+  // null. CANCELLED; INVALID_ARGUMENT when fp16 can't hold a codeword.
+  absl::Status Solve(const LnqGroup& group, const float* weights, const uint8_t* apart, int rows,
                      const std::function<bool()>& cancelled, const LnqOutput& output);
 
  private:
@@ -50,7 +53,12 @@ class LnqTile {
 
   kernels::RowTile View(const Solution& solution);
   void SetMidpoints(const Solution& solution);
+  void Load(const float* weights, const uint8_t* apart);
   void Start(const LnqGroup& group);
+  // Importance of a row's weights for k-means.
+  std::span<const float> Importance(const LnqGroup& group, int row);
+  // Error 0 for weights kept apart.
+  void HoldApart(float* error) const;
   void Evaluate(const LnqGroup& group, Solution* solution);
   // Takes over the rows of `candidate` that are better; true when any was.
   bool Keep(const Solution& candidate, Solution* best);
@@ -69,11 +77,13 @@ class LnqTile {
   int rows_ = 0;
   const std::function<bool()>* cancelled_ = nullptr;
   kernels::AlignedFloats storage_;
-  float* weight_ = nullptr;    // [columns][32]
+  float* weight_ = nullptr;  // [columns][32]
+  float* active_ = nullptr;  // RowTile::active: null, or `active_storage_`
+  float* active_storage_ = nullptr;
   float* midpoint_ = nullptr;  // [levels][32]
   Solution best_, candidate_, trial_;
   std::vector<uint8_t> codes_;  // [columns][32]
-  std::vector<float> row_values_;
+  std::vector<float> row_values_, row_importance_;
   std::vector<uint8_t> row_codes_;
   std::vector<double> centers_;
   kernels::Kmeans1dWorkspace kmeans_;

@@ -5,7 +5,6 @@
 // thread.
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -15,13 +14,6 @@
 #include "lib/solvers/layer_problem.h"
 
 namespace gradq {
-
-// What a Decide task found out for this linear (job.proto, LinearDecision); empty where the policy
-// decides by itself.
-struct OutlierDecision {
-  std::optional<double> threshold;  // weights with a score not below it are kept apart
-  std::optional<double> fraction;   // share of this linear's weights
-};
 
 struct OutlierPolicyBinding {
   std::string_view name;
@@ -41,9 +33,13 @@ struct OutlierPolicyBinding {
 
 std::span<const OutlierPolicyBinding> OutlierPolicyBindings();
 
+// floor(fraction · weights + ½), at most all of them.
+int64_t OutlierCount(double fraction, int64_t weights);
 // The mask of the `count` largest scores; of equal ones the first in row-major order.
 std::vector<uint8_t> TopScores(std::span<const float> scores, int64_t count);
 // The mask of the scores not below `threshold`.
 std::vector<uint8_t> ScoresFrom(std::span<const float> scores, double threshold);
+// The least score that the mask takes; infinite when it takes none.
+double LeastChosen(std::span<const float> scores, std::span<const uint8_t> mask);
 
 }  // namespace gradq

@@ -8,7 +8,9 @@
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/base/thread_pool.h"
+#include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/statistics.h"
+#include "lib/solvers/outlier_policy.h"
 #include "lib/solvers/quantizers/methods.h"
 
 namespace gradq {
@@ -41,6 +43,22 @@ absl::Status CheckTensor(const at::Tensor& tensor, int64_t rows, int64_t columns
   return CheckFinite(tensor, linear, what);
 }
 
+absl::Status CheckStatistic(std::string_view need, const LayerProblem& problem) {
+  const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
+  if (need == kFisherBlocks &&
+      static_cast<int>(problem.fisher_blocks.size()) != problem.groups.groups) {
+    return absl::InvalidArgumentError(
+        StrCat(problem.name, ": fisher_blocks missing: ", problem.fisher_blocks.size(), " of ",
+               problem.groups.groups));
+  }
+  if (need == kGram) return CheckTensor(problem.gram, columns, columns, problem.name, need);
+  if (need == kFisherDiagonal)
+    return CheckTensor(problem.fisher_diagonal, rows, columns, problem.name, need);
+  if (need == kWeightGradient)
+    return CheckTensor(problem.weight_gradient, rows, columns, problem.name, need);
+  return absl::OkStatus();
+}
+
 absl::Status CheckProblem(const QuantizerRow& row, const LayerProblem& problem) {
   if (!problem.weight.defined() || problem.weight.dim() != 2 || problem.weight.numel() == 0) {
     return absl::InvalidArgumentError(StrCat(problem.name, ": weight missing"));
@@ -56,23 +74,37 @@ absl::Status CheckProblem(const QuantizerRow& row, const LayerProblem& problem) 
         StrCat(problem.name, ": groups don't fit ", rows, " rows: ", problem.groups.groups));
   }
   for (const std::string_view need : row.needs(problem.objective, problem.options)) {
-    if (need == kFisherBlocks &&
-        static_cast<int>(problem.fisher_blocks.size()) != problem.groups.groups) {
-      return absl::InvalidArgumentError(
-          StrCat(problem.name, ": fisher_blocks missing: ", problem.fisher_blocks.size(), " of ",
-                 problem.groups.groups));
-    }
-    if (need == kGram) {
-      GRADQ_RETURN_IF_ERROR(CheckTensor(problem.gram, columns, columns, problem.name, kGram));
-    }
-    if (need == kFisherDiagonal) {
-      GRADQ_RETURN_IF_ERROR(
-          CheckTensor(problem.fisher_diagonal, rows, columns, problem.name, kFisherDiagonal));
-    }
+    GRADQ_RETURN_IF_ERROR(CheckStatistic(need, problem));
   }
   for (const at::Tensor& block : problem.fisher_blocks) {
     GRADQ_RETURN_IF_ERROR(CheckTensor(block, columns, columns, problem.name, kFisherBlocks));
   }
+  if (!problem.apart.empty() && static_cast<int64_t>(problem.apart.size()) != rows * columns) {
+    return absl::InvalidArgumentError(
+        StrCat(problem.name, ": mask of outliers has the wrong size: ", problem.apart.size(),
+               ", expected ", rows * columns));
+  }
+  return absl::OkStatus();
+}
+
+// Lets the policy set problem->apart. Its numbers go to `record`.
+absl::Status ChooseOutliers(std::string_view method, const SolveContext& context,
+                            LayerProblem* problem, SolveRecord* record) {
+  GRADQ_ASSIGN_OR_RETURN(const OutlierPolicyRow* row, FindOutlierPolicy(problem->outliers));
+  if (row->name == "none") return absl::OkStatus();
+  GRADQ_ASSIGN_OR_RETURN(problem->outlier_options,
+                         ResolveOptions(row->name, row->options, problem->outlier_options));
+  for (const std::string_view need : row->needs(problem->outlier_options)) {
+    GRADQ_RETURN_IF_ERROR(CheckStatistic(need, *problem));
+  }
+  const auto bindings = OutlierPolicyBindings();
+  const auto binding = std::find_if(bindings.begin(), bindings.end(),
+                                    [&](const auto& entry) { return entry.name == row->name; });
+  GRADQ_CHECK(binding != bindings.end());
+  GRADQ_ASSIGN_OR_RETURN(problem->apart, binding->choose(method, *problem, problem->outlier_options,
+                                                         problem->decision, context, record));
+  record->numbers["outliers"] =
+      static_cast<double>(std::count(problem->apart.begin(), problem->apart.end(), uint8_t{1}));
   return absl::OkStatus();
 }
 
@@ -80,7 +112,8 @@ absl::Status CheckProblem(const QuantizerRow& row, const LayerProblem& problem) 
 void CompleteRecord(const LayerProblem& problem, ThreadPool* pool, QuantizedLinear* linear) {
   const bool guided = !problem.fisher_blocks.empty();
   const bool plain = problem.objective == Objective::kPlain && problem.gram.defined();
-  const bool open = !linear->record.objective_final.has_value();
+  // Where weights are kept apart the method has not seen their rounding to fp16.
+  const bool open = !linear->record.objective_final.has_value() || !linear->outliers.empty();
   if (!guided && !(plain && open)) return;
   std::vector<float> weights = Dequantize(*linear);
   const at::Tensor quantized = at::from_blob(
@@ -115,12 +148,19 @@ absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerP
   const auto* binding = std::find_if(std::begin(kBindings), std::end(kBindings),
                                      [&](const auto& entry) { return entry.name == row->name; });
   GRADQ_CHECK(binding != std::end(kBindings));
+  SolveRecord chosen;
+  GRADQ_RETURN_IF_ERROR(ChooseOutliers(row->name, context, &checked, &chosen));
   GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, binding->solve(checked, context));
   linear.name = checked.name;
   linear.bits = checked.bits;
   linear.out_features = checked.weight.size(0);
   linear.in_features = checked.weight.size(1);
   linear.record.method = std::string(row->name);
+  linear.record.numbers.merge(chosen.numbers);
+  if (!checked.apart.empty()) {
+    GRADQ_RETURN_IF_ERROR(SetOutliers(
+        {checked.weight.const_data_ptr<float>(), checked.apart.size()}, checked.apart, &linear));
+  }
   GRADQ_RETURN_IF_ERROR(Validate(linear));
   CompleteRecord(checked, context.pool, &linear);
   return linear;

@@ -20,8 +20,9 @@ struct QuantizerBinding {
 
 std::span<const QuantizerBinding> QuantizerBindings();
 
-// Looks the method up, solves, fills in record.predicted_loss_increase where fisher_blocks exist,
-// validates.
+// Looks the method up, lets the outlier policy choose, solves, stores the weights kept apart, fills
+// in record.predicted_loss_increase where fisher_blocks exist, validates. Both are then of the
+// dense part and the outliers together. INVALID_ARGUMENT also when fp16 can't hold an outlier.
 absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerProblem& problem,
                                            const SolveContext& context);
 

@@ -74,9 +74,11 @@ absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const Solv
     const LnqOutput output{codes.data() + task.first * columns,
                            linear.lut.data() + task.first * settings.levels,
                            initial.data() + task.first, final.data() + task.first};
-    statuses[index] =
-        tiles[worker]->Solve(groups[groups.size() == 1 ? 0 : task.group],
-                             weight + task.first * columns, task.rows, context.cancelled, output);
+    const uint8_t* apart =
+        problem.apart.empty() ? nullptr : problem.apart.data() + task.first * columns;
+    statuses[index] = tiles[worker]->Solve(groups[groups.size() == 1 ? 0 : task.group],
+                                           weight + task.first * columns, apart, task.rows,
+                                           context.cancelled, output);
   });
   for (const absl::Status& status : statuses) {
     if (status.ok()) continue;

@@ -28,6 +28,7 @@ struct Tile {
   int64_t first = 0;
   int rows = 0;
   AlignedFloats weight, error, table, midpoint;
+  AlignedFloats active;  // RowTile::active; null when the linear has no weights kept apart
   std::vector<uint8_t> codes;
   double forms[kTileRows] = {};
 };
@@ -60,7 +61,12 @@ class PublishedSolver {
     const std::vector<uint8_t> codes =
         UnpackCodes(squeezed.packed, problem_.groups.rows, columns_, problem_.bits);
     const float* weight = problem_.weight.const_data_ptr<float>();
+    const std::vector<uint8_t>& apart = problem_.apart;
     ForEachTile([&](Tile& tile, int) {
+      if (!apart.empty()) {
+        tile.active = AlignedFloats(columns_ * kTileRows);
+        std::fill_n(tile.active.data(), columns_ * kTileRows, 1.0f);
+      }
       tile.weight = AlignedFloats(columns_ * kTileRows);
       tile.error = AlignedFloats(columns_ * kTileRows);
       tile.table = AlignedFloats(levels_ * kTileRows);
@@ -75,6 +81,11 @@ class PublishedSolver {
           const int64_t from = (tile.first + row) * columns_ + j, to = j * kTileRows + row;
           tile.codes[to] = codes[from];
           tile.weight.data()[to] = weight[from];
+          if (!apart.empty() && apart[from] != 0) {
+            tile.active.data()[to] = 0.0f;
+            tile.error.data()[to] = 0.0f;
+            continue;
+          }
           tile.error.data()[to] = tile.table.data()[codes[from] * kTileRows + row] - weight[from];
         }
       }
@@ -100,7 +111,8 @@ class PublishedSolver {
     ForEachTile([&](Tile& tile, int worker) {
       for (int row = 0; row < tile.rows; ++row) {
         steps_[worker].Update(tile.group->matrix, row, tile.weight.data(), tile.codes.data(),
-                              CodebookRidge::kPublished, tile.error.data(), tile.table.data());
+                              CodebookRidge::kPublished, tile.error.data(), tile.table.data(),
+                              tile.active.data());
       }
       Recode(&tile);
     });
@@ -141,6 +153,7 @@ class PublishedSolver {
           }
         }
         for (int64_t j = 0; j < columns_; ++j) row_codes[j] = tile.codes[j * kTileRows + row];
+        CodeApart(tile, row, table, row_codes);
         StoreRow(table, row_codes,
                  std::span(linear.lut).subspan((tile.first + row) * levels_, levels_),
                  std::span(codes).subspan((tile.first + row) * columns_, columns_));
@@ -157,12 +170,23 @@ class PublishedSolver {
                                [&](int64_t i, int worker) { body(tiles_[i], worker); });
   }
 
+  // Weights kept apart take the nearest codeword of the table as stored.
+  void CodeApart(const Tile& tile, int row, std::span<const float> table,
+                 std::span<uint8_t> codes) const {
+    for (int64_t j = 0; tile.active.data() != nullptr && j < columns_; ++j) {
+      const int64_t at = j * kTileRows + row;
+      if (tile.active.data()[at] == 0.0f) {
+        AssignNearest(std::span(tile.weight.data() + at, 1), table, codes.subspan(j, 1));
+      }
+    }
+  }
+
   kernels::RowTile View(Tile* tile) {
     for (int64_t i = 0; i < (levels_ - 1) * kTileRows; ++i) {
       tile->midpoint.data()[i] = 0.5f * (tile->table.data()[i] + tile->table.data()[i + kTileRows]);
     }
-    return {tile->weight.data(), tile->error.data(), levels_, tile->table.data(),
-            tile->midpoint.data()};
+    return {tile->weight.data(), tile->error.data(),    levels_,
+            tile->table.data(),  tile->midpoint.data(), tile->active.data()};
   }
 
   // Codes of ŵ, which is one of the codewords.

@@ -19,10 +19,13 @@ struct AffineGrid {
   uint8_t zero_point = 0;
 };
 
-// The grid of 2^bits values from the smallest to the largest weight, which always holds 0.
-AffineGrid GridOf(const float* weights, int64_t count, int highest) {
+// The grid of 2^bits values from the smallest to the largest weight, which always holds 0. Weights
+// kept apart (`apart` as LayerProblem::apart, or null) don't widen it, as in SpQR
+// (arXiv:2306.03078).
+AffineGrid GridOf(const float* weights, const uint8_t* apart, int64_t count, int highest) {
   float low = 0.0f, high = 0.0f;
   for (int64_t j = 0; j < count; ++j) {
+    if (apart != nullptr && apart[j] != 0) continue;
     low = std::min(low, weights[j]);
     high = std::max(high, weights[j]);
   }
@@ -56,7 +59,9 @@ absl::StatusOr<QuantizedLinear> SolveRtn(const LayerProblem& problem, const Solv
     for (int64_t g = 0; g < grids; ++g) {
       const int64_t first = g * group_size, last = std::min(first + group_size, columns);
       const float* values = weight + row * columns;
-      const AffineGrid grid = GridOf(values + first, last - first, highest);
+      const uint8_t* apart =
+          problem.apart.empty() ? nullptr : problem.apart.data() + row * columns + first;
+      const AffineGrid grid = GridOf(values + first, apart, last - first, highest);
       linear.scale[row * grids + g] = grid.scale;
       linear.zero_point[row * grids + g] = grid.zero_point;
       for (int64_t j = first; j < last; ++j) {

@@ -19,16 +19,22 @@ constexpr int64_t kRows = 16;
 struct RowSolver {
   kernels::Kmeans1dWorkspace kmeans;
   std::vector<double> centers;
-  std::vector<float> table;
+  std::vector<float> table, kept_importance;
   std::vector<uint8_t> codes;
 
   // The published code masks the weight of entries that are exactly 0; here they count like any
-  // other. False when fp16 can't hold a codeword.
+  // other. `apart`: LayerProblem::apart of the row, or empty. False when fp16 can't hold a
+  // codeword.
   bool Solve(std::span<const float> weights, std::span<const float> importance,
-             std::span<uint16_t> lut, std::span<uint8_t> stored) {
+             std::span<const uint8_t> apart, std::span<uint16_t> lut, std::span<uint8_t> stored) {
     centers.resize(lut.size());
     table.resize(lut.size());
     codes.resize(weights.size());
+    if (!apart.empty()) {
+      kept_importance.resize(weights.size());
+      ImportanceWithout(apart, importance, kept_importance);
+      importance = kept_importance;
+    }
     kernels::OptimalKmeans1d(weights, importance, centers, &kmeans);
     for (size_t q = 0; q < table.size(); ++q) {
       table[q] = Float16Value(Float16Bits(static_cast<float>(centers[q])));
@@ -60,8 +66,10 @@ absl::StatusOr<QuantizedLinear> SolveSqueezellm(const LayerProblem& problem,
       return;
     }
     for (int64_t row = task * kRows; row < std::min((task + 1) * kRows, rows); ++row) {
+      std::span<const uint8_t> apart = problem.apart;
+      if (!apart.empty()) apart = apart.subspan(row * columns, columns);
       if (!solvers[worker].Solve({weight + row * columns, static_cast<size_t>(columns)},
-                                 {importance + row * columns, static_cast<size_t>(columns)},
+                                 {importance + row * columns, static_cast<size_t>(columns)}, apart,
                                  {linear.lut.data() + row * levels, static_cast<size_t>(levels)},
                                  {codes.data() + row * columns, static_cast<size_t>(columns)})) {
         overflow = true;

@@ -1,0 +1,26 @@
+#pragma once
+
+// Scores of one linear as a small histogram that others can be added to: what a ScoreLinear task
+// sends to the coordinator in place of the scores. Plain values, no libtorch. Any thread.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace gradq {
+
+// Fields as in v1.ScoreSummary.
+struct ScoreSummary {
+  int64_t weights = 0;
+  double signed_sum = 0;
+  double absolute_sum = 0;
+  std::vector<int32_t> bucket;  // LogBucket(|score|), rising, without empty ones
+  std::vector<int64_t> count;
+};
+
+// Of scores with a sign or without one, all finite. Sums in fp64, in order, over all of them; the
+// histogram leaves out scores of 0 and weights that are `apart` already (not 0; empty: none), which
+// no threshold can take again.
+ScoreSummary SummarizeScores(std::span<const float> scores, std::span<const uint8_t> apart);
+
+}  // namespace gradq
