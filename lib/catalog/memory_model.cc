@@ -1,6 +1,7 @@
 #include "lib/catalog/memory_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 namespace gradq {
@@ -13,6 +14,8 @@ constexpr double kProcessBytes = 256e6;
 constexpr double kChunksInFlight = 4;
 // Of gradq.json and the safetensors header, per linear.
 constexpr double kRecordBytes = 1024;
+// Columns that one row pointer of the sparse part covers (lib/format/FORMAT.md).
+constexpr int64_t kOutlierChunk = 65536;
 
 double D(int64_t value) { return static_cast<double>(value); }
 
@@ -27,11 +30,14 @@ std::vector<LinearShape> BlockLinears(const ModelGeometry& geometry) {
 
 }  // namespace
 
-MemoryModel::MemoryModel(const PlanInputs& inputs, std::vector<const StatisticRow*> statistics,
-                         bool backward)
+MemoryModel::MemoryModel(const PlanInputs& inputs, const Round& round,
+                         std::vector<const StatisticRow*> statistics,
+                         std::vector<const StatisticRow*> retained)
     : inputs_(inputs),
       statistics_(std::move(statistics)),
-      backward_(backward),
+      retained_(std::move(retained)),
+      backward_(round.backward),
+      blended_(round.weights_round >= 0),
       linears_(BlockLinears(inputs.geometry)) {}
 
 double MemoryModel::GraphElementsPerToken() const {
@@ -60,7 +66,7 @@ StageMemory MemoryModel::OfStage(int first, int end, bool recompute) const {
   StageMemory memory;
   double block_weights = 2 * D(g.hidden_size) + 2 * D(g.head_dim);
   for (const LinearShape& linear : linears_)
-    block_weights += Weights(linear) + D(linear.out_features);
+    block_weights += Weights(linear) * (blended_ ? 2 : 1) + D(linear.out_features);
   memory.weights = D(inputs_.compute_bytes) * (blocks * block_weights + (is_first ? embedding : 0) +
                                                (is_last && backward_ ? embedding : 0));
 
@@ -79,17 +85,23 @@ StageMemory MemoryModel::OfStage(int first, int end, bool recompute) const {
     memory.graph =
         std::max(memory.graph + chunk, memory.graph - transient + 4 * 4 * tokens * D(g.vocab_size));
 
+  const int groups = inputs_.recipe.groups;
   for (const LinearShape& linear : linears_) {
     double whole = 0;
     for (const StatisticRow* statistic : statistics_) {
       const double packed =
-          statistic->finished_bytes(linear.out_features, linear.in_features, inputs_.groups);
+          statistic->finished_bytes(linear.out_features, linear.in_features, groups);
       const double squares =
-          statistic->accumulating_bytes(linear.out_features, linear.in_features, inputs_.groups);
+          statistic->accumulating_bytes(linear.out_features, linear.in_features, groups);
       memory.accumulating +=
           blocks * (inputs_.whole_squares || inputs_.compute_bytes < 4 ? squares : packed);
       memory.finished += blocks * packed;
       whole += squares;
+    }
+    for (const StatisticRow* statistic : retained_) {
+      memory.retained +=
+          blocks * statistic->finished_bytes(linear.out_features, linear.in_features, groups);
+      whole += statistic->accumulating_bytes(linear.out_features, linear.in_features, groups);
     }
     // Unfolded statistics, and weights, reconstruction, products, best so far in fp32, codes.
     memory.solve = std::max(memory.solve, whole + 28 * Weights(linear));
@@ -120,7 +132,8 @@ double MemoryModel::StatisticsFlopPerToken() const {
   double flop = 0;
   for (const LinearShape& linear : linears_) {
     for (const StatisticRow* statistic : statistics_)
-      flop += statistic->flop_per_token(linear.out_features, linear.in_features, inputs_.groups);
+      flop +=
+          statistic->flop_per_token(linear.out_features, linear.in_features, inputs_.recipe.groups);
   }
   return flop;
 }
@@ -129,21 +142,35 @@ double MemoryModel::HeadFlopPerToken() const {
   return 4 * D(inputs_.geometry.hidden_size) * D(inputs_.geometry.vocab_size);
 }
 
-double ArtifactBytes(const PlanInputs& inputs, const QuantizerRow& row, const OptionMap& options) {
+double StoredBits(const LinearShape& linear, const QuantizerRow& row, const OptionMap& options,
+                  int bits) {
+  const double out = D(linear.out_features);
+  const double codes = 32 * out * D((linear.in_features * bits + 31) / 32);
+  if (row.encoding == Encoding::kLut) return codes + 16 * out * D(int64_t{1} << bits);
+  const int64_t size = OptionInt(options, "group_size");
+  const double groups = D((linear.in_features + size - 1) / size);
+  return codes + groups * (16 * out + 32 * D((linear.out_features * bits + 31) / 32));
+}
+
+double OutlierBits(const LinearShape& linear, const Recipe& recipe) {
+  if (!recipe.outlier_options.contains("fraction")) return 0;
+  const double count =
+      std::floor(OptionDouble(recipe.outlier_options, "fraction") * Weights(linear) + 0.5);
+  if (count == 0) return 0;
+  const int64_t chunks = (linear.in_features + kOutlierChunk - 1) / kOutlierChunk;
+  return 32 * count + 32 * D(linear.out_features * chunks + 1);
+}
+
+double ArtifactBytes(const PlanInputs& inputs, const QuantizerRow& row) {
   const ModelGeometry& g = inputs.geometry;
   double linears = 0, linear_elements = 0;
   for (const LinearShape& linear : BlockLinears(g)) {
-    const double out = D(linear.out_features), in = D(linear.in_features);
-    const double words = D((linear.in_features * inputs.bits + 31) / 32);
-    linears += out * words * 4 + 16;
-    linear_elements += out * in;
-    if (row.encoding == Encoding::kLut) {
-      linears += out * D(int64_t{1} << inputs.bits) * 2;
-    } else {
-      const int64_t size = OptionInt(options, "group_size");
-      const double groups = D((linear.in_features + size - 1) / size);
-      linears += groups * (out * 2 + D((linear.out_features * inputs.bits + 31) / 32) * 4);
-    }
+    const double bits = inputs.recipe.average_bits.has_value()
+                            ? *inputs.recipe.average_bits * Weights(linear)
+                            : StoredBits(linear, row, inputs.recipe.options, inputs.recipe.bits) +
+                                  OutlierBits(linear, inputs.recipe);
+    linears += bits / 8 + 16;
+    linear_elements += Weights(linear);
   }
   double elements = 0;
   for (const TensorShape& tensor : BlockTensorsOf(g, 0)) {
@@ -158,19 +185,49 @@ double ArtifactBytes(const PlanInputs& inputs, const QuantizerRow& row, const Op
          records;
 }
 
-double SolveFlop(const PlanInputs& inputs, const QuantizerRow& row, const OptionMap& options) {
+double ShardBytes(const PlanInputs& inputs, const QuantizerRow& row,
+                  const std::vector<Round>& program) {
+  const std::vector<Variant> variants = VariantsOf(inputs.recipe);
+  double bytes = 0;
+  for (const LinearShape& linear : BlockLinears(inputs.geometry)) {
+    for (const Round& round : program) {
+      if (round.solve == RoundSolve::kNone) continue;
+      for (int v = 0; v < round.variants; ++v) {
+        // A single one of several widths: priced as the widest.
+        const int bits = round.variants == 1 ? variants.back().bits : variants[v].bits;
+        bytes += (StoredBits(linear, row, inputs.recipe.options, bits) +
+                  OutlierBits(linear, inputs.recipe)) /
+                     8 +
+                 kRecordBytes;
+      }
+    }
+  }
+  return bytes * D(inputs.geometry.blocks);
+}
+
+double SolveFlop(const PlanInputs& inputs, const QuantizerRow& row,
+                 const std::vector<Round>& program) {
+  const OptionMap& options = inputs.recipe.options;
+  const std::vector<Variant> variants = VariantsOf(inputs.recipe);
   double flop = 0;
   for (const LinearShape& linear : BlockLinears(inputs.geometry)) {
     const double out = D(linear.out_features), in = D(linear.in_features);
-    if (row.uses_objective) {
-      // Coordinate descent dominates; each iteration's codebook and objective cost about one
-      // product more.
-      const double iterations = OptionInt(options, "iterations"),
-                   cycles = OptionInt(options, "cycles");
-      flop += 2 * out * in * in * ((iterations - 1) * (cycles + 1) + iterations);
+    for (const Round& round : program) {
+      if (round.solve != RoundSolve::kQuantize) continue;
+      for (int v = 0; v < round.variants; ++v) {
+        if (row.uses_objective && options.contains("cycles")) {
+          // Coordinate descent dominates; each iteration's codebook and objective cost about one
+          // product more.
+          const double iterations = OptionInt(options, "iterations"),
+                       cycles = OptionInt(options, "cycles");
+          flop += 2 * out * in * in * ((iterations - 1) * (cycles + 1) + iterations);
+        } else if (row.uses_objective) {
+          flop += 2 * out * in * in;  // one sweep of error feedback
+        }
+        // Rounding, or the dynamic program of k-means.
+        flop += out * in * (row.encoding == Encoding::kAffine ? 4 : 32.0 * variants[v].bits);
+      }
     }
-    // Rounding, or the dynamic program of k-means.
-    flop += out * in * (row.encoding == Encoding::kAffine ? 4 : 32.0 * inputs.bits);
   }
   return flop * D(inputs.geometry.blocks);
 }

@@ -10,18 +10,14 @@
 
 #include "absl/status/statusor.h"
 #include "lib/catalog/geometry.h"
-#include "lib/catalog/options.h"
-#include "lib/catalog/quantizers.h"
+#include "lib/catalog/program.h"
+#include "lib/catalog/recipe.h"
 
 namespace gradq {
 
 struct PlanInputs {
   ModelGeometry geometry;
-  std::string method;
-  Objective objective = Objective::kGuided;
-  OptionMap options;  // given or resolved
-  int bits = 3;
-  int groups = 4;
+  Recipe recipe;  // given or resolved
   int64_t sequences = 64;
   int64_t length = 512;
   int64_t chunk_sequences = 4;
@@ -38,8 +34,9 @@ struct PlanInputs {
 
 struct Plan {
   std::vector<int> first_block;  // per stage
-  int chunks = 0;
-  // Union of needs in catalog order, plus fisher_blocks wherever gradients are taken.
+  int chunks = 0;                // of the whole calibration set
+  std::vector<Round> rounds;
+  // Of round 0.
   std::vector<std::string> statistics;
   bool needs_backward = false;
   // A worker must run each block's forward again in the backward pass: a chunk's graph of a whole
@@ -49,8 +46,10 @@ struct Plan {
   int64_t weights_bytes = 0;
   int64_t activations_bytes = 0;  // graph of one chunk
   int64_t statistics_bytes = 0;
-  int64_t spool_bytes =
-      0;  // streams of the whole job: activations, gradients, statistics of a stage
+  // Streams of the whole job in its largest round: activations, gradients, statistics of a stage,
+  // and those of all stages that a later round's solve reads.
+  int64_t spool_bytes = 0;
+  int64_t shard_bytes = 0;  // of all rounds and variants, at the coordinator
   int64_t artifact_bytes = 0;
   int64_t worker_memory_bytes = 0;  // what one worker needs at once, largest over stages and phases
   // Floating-point operations of the whole job.
@@ -59,9 +58,15 @@ struct Plan {
   double solve_flop = 0;
 };
 
-// INVALID_ARGUMENT: method, groups, bits, stages or sizes that cannot be (each with the value and
-// the range). RESOURCE_EXHAUSTED: no number of stages, or not the one asked for, fits
-// worker_memory_bytes (with needed and available bytes).
+// INVALID_ARGUMENT: what ResolveRecipe and MakeProgram refuse; average bits out of reach; groups,
+// stages or sizes that cannot be (each with the value and the range). RESOURCE_EXHAUSTED: no number
+// of stages, or not the one asked for, fits worker_memory_bytes (with needed and available bytes).
 absl::StatusOr<Plan> MakePlan(const PlanInputs& inputs);
+
+// Stored bits per quantized weight of a model whose linears are all solved at `bits`: codes with
+// padding, tables, scales, zero points, and outliers at the recipe's fraction of each linear.
+// `recipe` is resolved. Equal to QuantizedLinear::average_bits over the model where each linear
+// keeps just its share apart.
+double AverageBits(const ModelGeometry& geometry, const Recipe& recipe, int bits);
 
 }  // namespace gradq

@@ -34,6 +34,8 @@ absl::StatusOr<Round> Quantize(const Recipe& recipe, int64_t sequences, int64_t 
   GRADQ_ASSIGN_OR_RETURN(const OutlierPolicyRow* policy, FindOutlierPolicy(recipe.outliers));
   std::vector<std::string_view> needed = row->needs(recipe.objective, recipe.options);
   for (const std::string_view name : policy->needs(recipe.outlier_options)) needed.push_back(name);
+  // Widths are chosen by the predicted loss increase.
+  if (recipe.average_bits.has_value()) needed.push_back(kFisherBlocks);
   Round round;
   round.purpose = "quantize";
   round.backward = std::any_of(needed.begin(), needed.end(), NeedsGradient);

@@ -7,6 +7,7 @@
 #include "lib/catalog/plan.h"
 #include "lib/jobs/core_internal.h"
 #include "lib/jobs/events.h"
+#include "lib/jobs/plan_messages.h"
 #include "lib/jobs/proto_time.h"
 #include "lib/jobs/task_graph.h"
 #include "lib/jobs/views.h"
@@ -33,13 +34,7 @@ absl::Status CoreImpl::PlanFor(JobState* job, const v1::Worker& asking) {
   const v1::JobSpec& spec = job->job().spec();
   PlanInputs inputs;
   GRADQ_ASSIGN_OR_RETURN(inputs.geometry, ParseGeometry(job->record.config_json()));
-  inputs.method = spec.recipe().method();
-  if (!spec.recipe().objective().empty()) {
-    GRADQ_ASSIGN_OR_RETURN(inputs.objective, ParseObjective(spec.recipe().objective()));
-  }
-  inputs.options.insert(spec.recipe().options().begin(), spec.recipe().options().end());
-  inputs.bits = spec.recipe().bits();
-  inputs.groups = spec.recipe().groups();
+  GRADQ_ASSIGN_OR_RETURN(inputs.recipe, RecipeOf(spec.recipe()));
   inputs.sequences = spec.sequences();
   inputs.length = spec.length();
   inputs.chunk_sequences = spec.chunk_sequences();
@@ -68,7 +63,8 @@ absl::Status CoreImpl::PlanFor(JobState* job, const v1::Worker& asking) {
   for (const std::string& statistic : made.statistics) plan.add_statistics(statistic);
   plan.set_needs_backward(made.needs_backward);
   plan.set_worker_memory_bytes(made.worker_memory_bytes);
-  plan.set_disk_bytes(made.spool_bytes + made.artifact_bytes);
+  plan.set_disk_bytes(made.spool_bytes + made.shard_bytes + made.artifact_bytes);
+  for (const Round& round : made.rounds) *plan.add_rounds() = MessageOf(round);
   job->record.set_statistics_bytes(made.statistics_bytes);
   BuildTaskGraph(inputs.geometry, job);
   return absl::OkStatus();

@@ -46,15 +46,13 @@ class Local {
 
  private:
   absl::Status Prepare() {
-    GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(job_.recipe.method));
     PlanInputs inputs;
     inputs.geometry = weights_.geometry();
-    inputs.method = job_.recipe.method;
-    inputs.objective = job_.recipe.objective;
-    GRADQ_ASSIGN_OR_RETURN(inputs.options,
-                           ResolveOptions(row->name, row->options, job_.recipe.options));
-    inputs.bits = job_.recipe.bits;
-    inputs.groups = job_.recipe.groups;
+    inputs.recipe.method = job_.recipe.method;
+    inputs.recipe.objective = job_.recipe.objective;
+    inputs.recipe.options = job_.recipe.options;
+    inputs.recipe.bits = job_.recipe.bits;
+    inputs.recipe.groups = job_.recipe.groups;
     inputs.sequences = job_.recipe.sequences;
     inputs.length = job_.recipe.length;
     inputs.chunk_sequences = job_.chunk_sequences;

@@ -17,6 +17,7 @@
 #include "lib/catalog/quantizers.h"
 #include "lib/catalog/recipe.h"
 #include "lib/catalog/statistics.h"
+#include "lib/jobs/plan_messages.h"
 #include "lib/tokenizer/tokenizer.h"
 #include "services/coordinator/windows.h"
 
@@ -67,32 +68,13 @@ absl::Status CheckNumbers(const v1::JobSpec& spec) {
   return absl::OkStatus();
 }
 
-OptionMap ToOptionMap(const google::protobuf::Map<std::string, std::string>& map) {
-  return OptionMap(map.begin(), map.end());
-}
-
-// The recipe in the catalog's words. INVALID_ARGUMENT: the objective's name.
-absl::StatusOr<Recipe> ToRecipe(const v1::Recipe& recipe) {
-  Recipe result;
-  result.method = recipe.method();
-  result.bits = recipe.bits();
-  GRADQ_ASSIGN_OR_RETURN(result.objective, ParseObjective(recipe.objective()));
-  result.groups = recipe.groups();
-  result.options = ToOptionMap(recipe.options());
-  result.outliers = recipe.outliers();
-  result.outlier_options = ToOptionMap(recipe.outlier_options());
-  if (recipe.has_average_bits()) result.average_bits = recipe.average_bits();
-  result.free_widths = recipe.free_widths();
-  return result;
-}
-
 // Replaces the recipe's options by the full sets.
 absl::StatusOr<Recipe> FillOptions(v1::Recipe* recipe) {
   if (recipe->outliers() == "none" && !recipe->outlier_options().empty()) {
     return absl::InvalidArgumentError(StrCat("outlier option without an outlier policy: ",
                                              recipe->outlier_options().begin()->first));
   }
-  GRADQ_ASSIGN_OR_RETURN(Recipe given, ToRecipe(*recipe));
+  GRADQ_ASSIGN_OR_RETURN(Recipe given, RecipeOf(*recipe));
   GRADQ_ASSIGN_OR_RETURN(Recipe resolved, ResolveRecipe(std::move(given)));
   recipe->mutable_options()->clear();
   for (const auto& [name, value] : resolved.options) (*recipe->mutable_options())[name] = value;
@@ -121,6 +103,9 @@ std::string NeedsGradients(const Recipe& recipe) {
   const auto row = FindQuantizer(recipe.method);
   if (!row.ok()) return "";
   const std::string_view need = first((*row)->needs(recipe.objective, recipe.options));
+  if (need.empty() && recipe.average_bits.has_value()) {
+    return StrCat("the choice of widths for average bits (", kFisherBlocks, ")");
+  }
   if (need.empty()) return "";
   if (!(*row)->uses_objective) return StrCat("method ", recipe.method, " (", need, ")");
   return StrCat("method ", recipe.method, " with objective ", ObjectiveName(recipe.objective), " (",
@@ -244,11 +229,7 @@ absl::StatusOr<v1::JobSpec> Admission::ResolveSpec(v1::JobSpec spec, PlanInputs*
   GRADQ_RETURN_IF_ERROR(CheckNumbers(spec));
   GRADQ_ASSIGN_OR_RETURN(const Recipe recipe, FillOptions(spec.mutable_recipe()));
   GRADQ_RETURN_IF_ERROR(CheckProgram(spec, recipe));
-  inputs->method = recipe.method;
-  inputs->objective = recipe.objective;
-  inputs->options = recipe.options;
-  inputs->bits = recipe.bits;
-  inputs->groups = recipe.groups;
+  inputs->recipe = recipe;
   GRADQ_ASSIGN_OR_RETURN(*spec.mutable_model(), model_root_.ResolveNew(spec.model()));
   if (!spec.output().empty()) {
     GRADQ_ASSIGN_OR_RETURN(*spec.mutable_output(), output_root_.ResolveNew(spec.output()));
@@ -339,6 +320,7 @@ absl::Status Admission::CutTexts(const Checkpoint& checkpoint, bool needs_text,
 absl::Status Admission::CheckDisk(const AdmittedJob& admitted) const {
   // Shards first lie in the data folder; the artifact is assembled beside its final place.
   const int64_t artifact = admitted.plan.artifact_bytes;
+  const int64_t shards = admitted.plan.shard_bytes;
   const auto tokens =
       static_cast<int64_t>(admitted.calibration_tokens.size() + admitted.evaluation_tokens.size());
   const std::string output = admitted.job.spec.output();
@@ -348,7 +330,7 @@ absl::Status Admission::CheckDisk(const AdmittedJob& admitted) const {
   const bool same_disk = stat(data_dir_.c_str(), &data_info) == 0 &&
                          stat(beside.c_str(), &output_info) == 0 &&
                          data_info.st_dev == output_info.st_dev;
-  const int64_t in_data = artifact + tokens + kDiskMargin;
+  const int64_t in_data = shards + tokens + kDiskMargin;
   GRADQ_RETURN_IF_ERROR(CheckRoom(data_dir_, same_disk ? in_data + artifact : in_data));
   return same_disk ? absl::OkStatus() : CheckRoom(beside, artifact + kDiskMargin);
 }
@@ -377,8 +359,10 @@ v1::JobPlan ToProto(const AdmittedJob& admitted) {
   for (const LinearShape& linear : LinearsOf(admitted.geometry)) plan.add_linears(linear.name);
   for (const std::string& statistic : admitted.plan.statistics) plan.add_statistics(statistic);
   plan.set_needs_backward(admitted.plan.needs_backward);
+  for (const Round& round : admitted.plan.rounds) *plan.add_rounds() = MessageOf(round);
   plan.set_worker_memory_bytes(admitted.plan.worker_memory_bytes);
-  plan.set_disk_bytes(admitted.plan.spool_bytes + 2 * admitted.plan.artifact_bytes);
+  plan.set_disk_bytes(admitted.plan.spool_bytes + admitted.plan.shard_bytes +
+                      admitted.plan.artifact_bytes);
   return plan;
 }
 

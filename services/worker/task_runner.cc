@@ -362,13 +362,13 @@ bool TaskRunner::NeedsRecompute(const v1::JobContext& context) const {
   const v1::Recipe& recipe = context.spec().recipe();
   PlanInputs inputs;
   inputs.geometry = job_.checkpoint->geometry();
-  inputs.method = recipe.method();
+  inputs.recipe.method = recipe.method();
   if (const auto objective = ParseObjective(recipe.objective()); objective.ok()) {
-    inputs.objective = *objective;
+    inputs.recipe.objective = *objective;
   }
-  inputs.options = {recipe.options().begin(), recipe.options().end()};
-  inputs.bits = recipe.bits();
-  inputs.groups = recipe.groups();
+  inputs.recipe.options = {recipe.options().begin(), recipe.options().end()};
+  inputs.recipe.bits = recipe.bits();
+  inputs.recipe.groups = recipe.groups();
   inputs.sequences = context.plan().sequences();
   inputs.length = context.plan().length();
   inputs.chunk_sequences = context.plan().chunk_sequences();

@@ -29,7 +29,7 @@ ModelGeometry Large() {
 PlanInputs Inputs(ModelGeometry geometry) {
   PlanInputs inputs;
   inputs.geometry = std::move(geometry);
-  inputs.method = "lnq";
+  inputs.recipe.method = "lnq";
   return inputs;
 }
 
@@ -45,9 +45,9 @@ std::vector<int> Sizes(const Plan& plan, int blocks) {
 TEST(Plan, StatisticsAndDirectionFollowTheMethod) {
   const auto plan = [&](const char* method, Objective objective, OptionMap options) {
     PlanInputs inputs = Inputs(Geometry("tiny-llama"));
-    inputs.method = method;
-    inputs.objective = objective;
-    inputs.options = std::move(options);
+    inputs.recipe.method = method;
+    inputs.recipe.objective = objective;
+    inputs.recipe.options = std::move(options);
     return *MakePlan(inputs);
   };
   EXPECT_THAT(plan("rtn", Objective::kGuided, {}).statistics, IsEmpty());
@@ -86,10 +86,10 @@ TEST(Plan, LastStageTakesMoreWhereOthersRunForwardTwice) {
   const std::vector<int> backward = Sizes(*MakePlan(inputs), 32);
   EXPECT_GT(backward[1], backward[0]);
   // Without gradients no head is computed and the cut is even.
-  inputs.objective = Objective::kPlain;
+  inputs.recipe.objective = Objective::kPlain;
   EXPECT_THAT(Sizes(*MakePlan(inputs), 32), ElementsAre(16, 16));
   // A vocabulary that dwarfs the blocks takes blocks from the last stage.
-  inputs.objective = Objective::kGuided;
+  inputs.recipe.objective = Objective::kGuided;
   inputs.geometry.vocab_size = 1 << 24;
   EXPECT_LT(Sizes(*MakePlan(inputs), 32)[1], backward[1]);
 }
@@ -124,7 +124,7 @@ TEST(Plan, RecomputesWhereOnlyTheGraphIsTooLarge) {
   inputs.stages = 2;
   inputs.length = 4096;
   inputs.chunk_sequences = 8;
-  inputs.groups = 1;
+  inputs.recipe.groups = 1;
   const Plan free = *MakePlan(inputs);
   EXPECT_FALSE(free.recompute);
   inputs.worker_memory_bytes = free.worker_memory_bytes - 1;
@@ -154,20 +154,20 @@ TEST(Plan, RefusesWhatCannotBe) {
     EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
     return std::string(plan.status().message());
   };
-  EXPECT_THAT(refused([](auto& i) { i.bits = 0; }),
+  EXPECT_THAT(refused([](auto& i) { i.recipe.bits = 0; }),
               AllOf(HasSubstr("bits"), HasSubstr("1..8"), HasSubstr(": 0")));
-  EXPECT_THAT(refused([](auto& i) { i.bits = 9; }), HasSubstr(": 9"));
-  EXPECT_THAT(refused([](auto& i) { i.groups = 0; }), HasSubstr("groups"));
-  EXPECT_THAT(refused([](auto& i) { i.groups = 33; }), AllOf(HasSubstr("1..32"), HasSubstr("33")));
+  EXPECT_THAT(refused([](auto& i) { i.recipe.bits = 9; }), HasSubstr(": 9"));
+  EXPECT_THAT(refused([](auto& i) { i.recipe.groups = 0; }), HasSubstr("groups"));
+  EXPECT_THAT(refused([](auto& i) { i.recipe.groups = 33; }), AllOf(HasSubstr("1..32"), HasSubstr("33")));
   EXPECT_THAT(refused([](auto& i) { i.stages = 4; }),
               AllOf(HasSubstr("stages"), HasSubstr("0..3")));
   EXPECT_THAT(refused([](auto& i) { i.stages = -1; }), HasSubstr("stages"));
   EXPECT_THAT(refused([](auto& i) { i.sequences = 0; }), HasSubstr("sequences"));
   EXPECT_THAT(refused([](auto& i) { i.length = 1; }), HasSubstr("length"));
   EXPECT_THAT(refused([](auto& i) { i.chunk_sequences = 0; }), HasSubstr("chunk_sequences"));
-  EXPECT_THAT(refused([](auto& i) { i.method = "lnk"; }), HasSubstr("did you mean lnq?"));
+  EXPECT_THAT(refused([](auto& i) { i.recipe.method = "lnk"; }), HasSubstr("did you mean lnq?"));
   EXPECT_THAT(refused([](auto& i) {
-                i.options = {{"cycle", "3"}};
+                i.recipe.options = {{"cycle", "3"}};
               }),
               HasSubstr("did you mean cycles?"));
 }
@@ -180,7 +180,7 @@ TEST(Plan, LargestGeometryDoesNotOverflow) {
   g.blocks = 4096;
   g.vocab_size = 1 << 24;
   PlanInputs inputs = Inputs(g);
-  inputs.groups = 1 << 20;
+  inputs.recipe.groups = 1 << 20;
   inputs.sequences = inputs.chunk_sequences = 1 << 20;
   inputs.length = 1 << 20;
   const auto plan = MakePlan(inputs);
@@ -202,7 +202,7 @@ TEST(Plan, FlopOfTheReference) {
   PlanInputs inputs = Inputs(Large());
   inputs.sequences = 1024;
   inputs.length = 4096;
-  inputs.groups = 1;
+  inputs.recipe.groups = 1;
   const Plan plan = *MakePlan(inputs);
   EXPECT_NEAR(plan.pass_flop / 1.27e17, 1, 0.1);
   EXPECT_NEAR(plan.statistics_flop / 2.98e16, 1, 0.02);

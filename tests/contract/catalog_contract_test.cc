@@ -56,9 +56,9 @@ PlanInputs InputsFor(const QuantizerRow& row, Objective objective, int bits) {
   inputs.geometry = *ParseGeometry(
       R"({"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 2, "vocab_size": 50, "max_position_embeddings": 64})");
-  inputs.method = row.name;
-  inputs.objective = objective;
-  inputs.bits = bits;
+  inputs.recipe.method = row.name;
+  inputs.recipe.objective = objective;
+  inputs.recipe.bits = bits;
   return inputs;
 }
 

@@ -25,8 +25,8 @@ void CheckPlan(const std::string& config) {
   }
   gradq::PlanInputs inputs;
   inputs.geometry = *geometry;
-  inputs.method = "lnq";
-  inputs.groups = 1;
+  inputs.recipe.method = "lnq";
+  inputs.recipe.groups = 1;
   const auto plan = gradq::MakePlan(inputs);
   GRADQ_CHECK(plan.ok() && plan->worker_memory_bytes > 0);
 }

@@ -4,6 +4,7 @@
 #include "lib/base/strings.h"
 #include "lib/catalog/plan.h"
 #include "lib/catalog/quantizers.h"
+#include "lib/jobs/plan_messages.h"
 
 namespace gradq {
 
@@ -47,11 +48,7 @@ int64_t JustEnoughMemory(const NewJob& job) {
   const v1::JobSpec& spec = job.spec;
   PlanInputs inputs;
   inputs.geometry = ParseGeometry(job.config_json).value();
-  inputs.method = spec.recipe().method();
-  inputs.objective = ParseObjective(spec.recipe().objective()).value();
-  inputs.options.insert(spec.recipe().options().begin(), spec.recipe().options().end());
-  inputs.bits = spec.recipe().bits();
-  inputs.groups = spec.recipe().groups();
+  inputs.recipe = RecipeOf(spec.recipe()).value();
   inputs.sequences = spec.sequences();
   inputs.length = spec.length();
   inputs.chunk_sequences = spec.chunk_sequences();
