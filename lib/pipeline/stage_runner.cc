@@ -51,9 +51,14 @@ class Accumulators {
       Linear linear;
       linear.name = shape.name;
       for (const std::string& name : task.accumulate) {
-        GRADQ_ASSIGN_OR_RETURN(
-            std::unique_ptr<Statistic> statistic,
-            MakeStatistic(name, shape.out_features, shape.in_features, task.groups, device, pool));
+        GRADQ_ASSIGN_OR_RETURN(std::unique_ptr<Statistic> statistic,
+                               MakeStatistic(name, {.out_features = shape.out_features,
+                                                    .in_features = shape.in_features,
+                                                    .groups = task.groups,
+                                                    .device = device,
+                                                    .pool = pool,
+                                                    .gradient_sequences = task.gradient_sequences,
+                                                    .gradient_absolute = task.gradient_absolute}));
         linear.statistics.push_back(std::move(statistic));
       }
       wanted_.insert({block, kind});
@@ -72,6 +77,14 @@ class Accumulators {
       GRADQ_ASSIGN_OR_RETURN(linear.lane, ends.open(StatisticLane(linear.name)));
     }
     return absl::OkStatus();
+  }
+
+  void BeginNode(double coefficient) {
+    for (auto& [key, linear] : linears_) {
+      for (const std::unique_ptr<Statistic>& statistic : linear.statistics) {
+        statistic->BeginNode(coefficient);
+      }
+    }
   }
 
   void Observe(const Observation& observation) {
@@ -125,11 +138,18 @@ absl::StatusOr<at::Tensor> NextInput(ChunkReader& reader, std::string_view name,
   return tensor;
 }
 
+// Nodes that a task goes through.
+int64_t VisitedNodes(const StageTask& task, bool last) {
+  if (!task.backward || last) return static_cast<int64_t>(task.coefficients.size());
+  return std::count_if(task.coefficients.begin(), task.coefficients.end(),
+                       [](double coefficient) { return coefficient != 0; });
+}
+
 // One task in progress.
 class Run {
  public:
-  Run(LoadedStage::Impl& stage, const StageTask& task, const StageEnds& ends)
-      : stage_(stage), task_(task), ends_(ends) {
+  Run(const StageOfNode& stages, const StageTask& task, const StageEnds& ends)
+      : stages_(stages), task_(task), ends_(ends) {
     if (ends.activations != nullptr) {
       activations_ = std::make_unique<PrefetchReader>(ends.activations, ends.cancelled);
     }
@@ -139,23 +159,16 @@ class Run {
   }
 
   absl::StatusOr<StageResult> Execute(ThreadPool* pool) {
+    GRADQ_RETURN_IF_ERROR(LoadNode(0));
     GRADQ_RETURN_IF_ERROR(Check());
     GRADQ_RETURN_IF_ERROR(
-        accumulators_.Add(stage_.geometry, task_, stage_.stage->linears(), stage_.device, pool));
+        accumulators_.Add(stage_->geometry, task_, stage_->stage->linears(), stage_->device, pool));
     GRADQ_ASSIGN_OR_RETURN(output_, ends_.open(std::string(kOutputLane)));
     GRADQ_RETURN_IF_ERROR(accumulators_.OpenLanes(ends_));
-    int chunks_done = 0;
-    for (int64_t first = 0; first < task_.sequences; first += task_.chunk_sequences) {
-      if (ends_.cancelled != nullptr && ends_.cancelled()) {
-        return absl::CancelledError("stage was stopped");
-      }
-      GRADQ_RETURN_IF_ERROR(
-          RunChunk(first, std::min(task_.chunk_sequences, task_.sequences - first)));
-      if (ends_.progress != nullptr) ends_.progress(++chunks_done, digest_);
-    }
-    if (task_.loss && !std::isfinite(result_.loss_sum)) {
-      return absl::InvalidArgumentError(
-          StrCat("calibration loss is not finite: ", result_.loss_sum));
+    const int64_t nodes = VisitedNodes(task_, last());
+    for (int64_t node = 0; node < nodes; ++node) {
+      if (node > 0) GRADQ_RETURN_IF_ERROR(LoadNode(static_cast<int>(node)));
+      GRADQ_RETURN_IF_ERROR(RunNode(task_.coefficients[node]));
     }
     GRADQ_RETURN_IF_ERROR(output_->Complete());
     const absl::Duration started = Clock::Real().Monotonic();
@@ -165,20 +178,34 @@ class Run {
   }
 
  private:
-  bool first() const { return stage_.stage->is_first(); }
-  bool last() const { return stage_.stage->is_last(); }
+  bool first() const { return stage_->stage->is_first(); }
+  bool last() const { return stage_->stage->is_last(); }
   bool uses_tokens() const { return first() || (last() && (task_.backward || task_.loss)); }
 
+  absl::Status LoadNode(int node) {
+    GRADQ_RETURN_IF_ERROR(Stopped());
+    GRADQ_ASSIGN_OR_RETURN(LoadedStage* const loaded, stages_(node));
+    stage_ = &loaded->impl();
+    return absl::OkStatus();
+  }
+
   absl::Status Check() const {
-    if (task_.sequences <= 0 || task_.length <= 0 || task_.chunk_sequences <= 0) {
-      return absl::InvalidArgumentError(StrCat("calibration set is empty: ", task_.sequences, " x ",
-                                               task_.length, ", ", task_.chunk_sequences));
+    if (task_.sequences <= 0 || task_.length <= 0 || task_.chunk_sequences <= 0 ||
+        task_.first_sequence < 0) {
+      return absl::InvalidArgumentError(StrCat("calibration set is empty: ", task_.first_sequence,
+                                               " + ", task_.sequences, " x ", task_.length, ", ",
+                                               task_.chunk_sequences));
     }
-    if (uses_tokens() &&
-        ends_.tokens.size() != static_cast<size_t>(task_.sequences * task_.length)) {
-      return absl::InvalidArgumentError(
-          StrCat("number of calibration tokens is wrong: ", ends_.tokens.size(), " instead of ",
-                 task_.sequences * task_.length));
+    if (!std::is_partitioned(task_.coefficients.begin(), task_.coefficients.end(),
+                             [](double coefficient) { return coefficient != 0; })) {
+      return absl::InvalidArgumentError("nodes without gradients are not the last ones");
+    }
+    const int64_t tokens = static_cast<int64_t>(ends_.tokens.size());
+    if (uses_tokens() && (tokens % task_.length != 0 ||
+                          tokens / task_.length < task_.first_sequence + task_.sequences)) {
+      return absl::InvalidArgumentError(StrCat("number of calibration tokens is wrong: ", tokens,
+                                               " for ", task_.first_sequence + task_.sequences,
+                                               " x ", task_.length));
     }
     if (!first() && ends_.activations == nullptr) {
       return absl::InvalidArgumentError("stage has no activations to read");
@@ -189,12 +216,36 @@ class Run {
     return absl::OkStatus();
   }
 
+  absl::Status Stopped() const {
+    if (ends_.cancelled == nullptr || !ends_.cancelled()) return absl::OkStatus();
+    return absl::CancelledError("stage was stopped");
+  }
+
   void Count(absl::Duration started) {
     result_.compute_seconds += absl::ToDoubleSeconds(Clock::Real().Monotonic() - started);
   }
 
-  absl::Status RunChunk(int64_t first_sequence, int64_t sequences) {
-    const std::vector<int64_t> shape = {sequences, task_.length, stage_.geometry.hidden_size};
+  absl::Status RunNode(double coefficient) {
+    accumulators_.BeginNode(coefficient);
+    loss_sum_ = 0;
+    for (int64_t first = 0; first < task_.sequences; first += task_.chunk_sequences) {
+      GRADQ_RETURN_IF_ERROR(Stopped());
+      GRADQ_RETURN_IF_ERROR(RunChunk(task_.first_sequence + first,
+                                     std::min(task_.chunk_sequences, task_.sequences - first),
+                                     coefficient != 0));
+      if (ends_.progress != nullptr) ends_.progress(++chunks_done_, digest_);
+    }
+    if (!task_.loss || !last()) return absl::OkStatus();
+    if (!std::isfinite(loss_sum_)) {
+      return absl::InvalidArgumentError(StrCat("calibration loss is not finite: ", loss_sum_));
+    }
+    result_.node_loss_sum.push_back(loss_sum_);
+    result_.loss_tokens = task_.sequences * (task_.length - 1);
+    return absl::OkStatus();
+  }
+
+  absl::Status RunChunk(int64_t first_sequence, int64_t sequences, bool counts) {
+    const std::vector<int64_t> shape = {sequences, task_.length, stage_->geometry.hidden_size};
     at::Tensor tokens, input, gradient;
     if (uses_tokens()) {
       void* data = const_cast<int32_t*>(ends_.tokens.data() + first_sequence * task_.length);
@@ -211,17 +262,17 @@ class Run {
     const absl::Duration started = Clock::Real().Monotonic();
     const Observer observer = [this](const Observation& seen) { accumulators_.Observe(seen); };
     Chunk out;
-    if (task_.backward) {
+    if (task_.backward && counts) {
       const Stage::Gradients gradients =
-          stage_.stage->ForwardBackward(input, gradient, tokens, accumulators_.wanted(), observer);
-      result_.loss_sum += gradients.loss_sum;
+          stage_->stage->ForwardBackward(input, gradient, tokens, accumulators_.wanted(), observer);
+      loss_sum_ += gradients.loss_sum;
       if (!first()) out.tensors.push_back(ToHost("dz", gradients.dx));
     } else {
-      const at::Tensor x = stage_.stage->Forward(input, accumulators_.wanted(), observer);
-      if (task_.loss && last()) result_.loss_sum += stage_.stage->LossSum(x, tokens);
+      const at::Tensor x =
+          stage_->stage->Forward(input, counts ? accumulators_.wanted() : LinearSet(), observer);
+      if (task_.loss && last()) loss_sum_ += stage_->stage->LossSum(x, tokens);
       if (!last()) out.tensors.push_back(ToHost("x", x));
     }
-    if (task_.loss && last()) result_.loss_tokens += sequences * (task_.length - 1);
     Count(started);
     // The ends of the model have no neighbour that would read.
     if (out.tensors.empty()) return absl::OkStatus();
@@ -229,14 +280,17 @@ class Run {
     return absl::OkStatus();
   }
 
-  LoadedStage::Impl& stage_;
+  const StageOfNode& stages_;
+  LoadedStage::Impl* stage_ = nullptr;  // of the present node
   const StageTask& task_;
   const StageEnds& ends_;
   std::unique_ptr<PrefetchReader> activations_;
   std::unique_ptr<PrefetchReader> gradients_;
   Accumulators accumulators_;
   std::unique_ptr<ChunkWriter> output_;
+  int chunks_done_ = 0;
   std::string digest_;
+  double loss_sum_ = 0;  // of the present node
   StageResult result_;
 };
 
@@ -273,15 +327,25 @@ absl::StatusOr<std::unique_ptr<LoadedStage>> LoadedStage::Load(const WeightSourc
   return std::unique_ptr<LoadedStage>(new LoadedStage(std::move(impl)));
 }
 
-absl::StatusOr<StageResult> RunStage(LoadedStage& stage, const StageTask& task,
+int64_t ChunksOf(const StageTask& task, bool last) {
+  return VisitedNodes(task, last) *
+         ((task.sequences + task.chunk_sequences - 1) / task.chunk_sequences);
+}
+
+absl::StatusOr<StageResult> RunStage(const StageOfNode& stages, const StageTask& task,
                                      const StageEnds& ends, ThreadPool* pool) {
   StageResult result;
   GRADQ_RETURN_IF_ERROR(CatchTorch("run stage", [&]() -> absl::Status {
-    Run run(stage.impl(), task, ends);
+    Run run(stages, task, ends);
     GRADQ_ASSIGN_OR_RETURN(result, run.Execute(pool));
     return absl::OkStatus();
   }));
   return result;
+}
+
+absl::StatusOr<StageResult> RunStage(LoadedStage& stage, const StageTask& task,
+                                     const StageEnds& ends, ThreadPool* pool) {
+  return RunStage([&](int) { return &stage; }, task, ends, pool);
 }
 
 absl::Status CheckDevice(const std::string& device) {

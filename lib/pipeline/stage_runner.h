@@ -36,7 +36,7 @@ struct StageSetup {
   bool operator==(const StageSetup&) const = default;
 };
 
-// Weights of a stage on its device; kept between the forward and the backward task of a stage.
+// Weights of a stage on its device; may serve several tasks.
 class LoadedStage {
  public:
   // Errors of reading weights (naming the tensor), INVALID_ARGUMENT (device, dtype),
@@ -54,6 +54,10 @@ class LoadedStage {
   std::unique_ptr<Impl> impl_;
 };
 
+// A pass walks over the slice once per node of the round's path (lib/catalog/program.h), each time
+// with that node's weights: all chunks of node 0, then all of node 1, and so do the streams. A
+// backward task of the last stage computes only the loss of nodes with coefficient 0; those of
+// other stages leave such nodes out.
 struct StageTask {
   bool backward = false;
   // Add up the loss (last stage only).
@@ -61,19 +65,29 @@ struct StageTask {
   std::vector<std::string> accumulate;  // statistics by catalog name
   std::vector<std::string> linears;     // accumulate for these; empty: all of the stage
   int groups = 1;
+  // Of each node's gradients in the sums; those that are 0 come last.
+  std::vector<double> coefficients = {1};
+  // weight_gradient: of the first so many sequences (0: all); absolute values per sequence.
+  int64_t gradient_sequences = 0;
+  bool gradient_absolute = false;
+  // Slice of the calibration set.
+  int64_t first_sequence = 0;
   int64_t sequences = 0;
   int64_t length = 0;
   int64_t chunk_sequences = 0;
 };
 
+// Chunks that a task goes through. `last`: it is one of the last stage.
+int64_t ChunksOf(const StageTask& task, bool last);
+
 // What a task reads and where its results go.
 struct StageEnds {
   // Output of the stage before, chunks {"x" [sequences, length, hidden]}; nullptr for the first
-  // stage.
+  // stage. Chunks of nodes that the task leaves out stay unread.
   ChunkReader* activations = nullptr;
   // Gradient of the stage behind, chunks {"dz" of the same shape}; nullptr for the last stage.
   ChunkReader* gradients = nullptr;
-  // All windows, [sequences, length]; the first and the last stage use them.
+  // All windows of the calibration set, [.., length]; the first and the last stage use them.
   std::span<const int32_t> tokens;
   // Opens an output stream: lane "out" (activations or gradients for the neighbour) and one
   // "stat/{linear}" per observed linear, all at the start of the task, so that readers can wait.
@@ -85,9 +99,9 @@ struct StageEnds {
 };
 
 struct StageResult {
-  // Σ over all predicted tokens of all windows, nats; set with `loss`.
-  double loss_sum = 0;
-  int64_t loss_tokens = 0;
+  // Per node, Σ over all predicted tokens of the slice, nats; set with `loss`.
+  std::vector<double> node_loss_sum;
+  int64_t loss_tokens = 0;  // of one node
   // Inside numeric work, not waiting for input.
   double compute_seconds = 0;
 };
@@ -96,6 +110,12 @@ struct StageResult {
 // DATA_LOSS (an input chunk of the wrong shape); errors of the readers and writers, unchanged.
 // Output streams are completed on success and abandoned otherwise.
 absl::StatusOr<StageResult> RunStage(LoadedStage& stage, const StageTask& task,
+                                     const StageEnds& ends, ThreadPool* pool);
+
+// The stage with the weights of a node; the answer for the node before is not used any more.
+using StageOfNode = std::function<absl::StatusOr<LoadedStage*>(int node)>;
+// As above, asking for each node's weights when its walk begins; errors of `stages`, unchanged.
+absl::StatusOr<StageResult> RunStage(const StageOfNode& stages, const StageTask& task,
                                      const StageEnds& ends, ThreadPool* pool);
 
 // OK when tensors can live on `device` in this build on this machine. INVALID_ARGUMENT: not a

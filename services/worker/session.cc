@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "lib/base/digest.h"
 #include "lib/base/logging.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
@@ -427,6 +428,44 @@ absl::Status Session::WriteShard(const Attempt& attempt, std::string_view sha256
   return RetryUnavailable(
       kBulkPatience, [&] { return attempt.stopped(); },
       [&] { return UploadOnce(attempt, sha256, bytes); });
+}
+
+absl::StatusOr<std::string> Session::ReadShard(const Attempt& attempt, const std::string& sha256) {
+  std::string bytes;
+  GRADQ_RETURN_IF_ERROR(RetryUnavailable(
+      kBulkPatience, [&] { return attempt.stopped(); },
+      [&]() -> absl::Status {
+        v1::ReadShardRequest request;
+        request.set_session(id());
+        request.set_job(attempt.lease().job().name());
+        request.set_sha256(sha256);
+        request.set_offset(static_cast<int64_t>(bytes.size()));
+        grpc::ClientContext context;
+        SetDeadline(context, kBulkPatience);
+        const std::unique_ptr<grpc::ClientReader<v1::FileChunk>> stream =
+            bulk_->ReadShard(&context, request);
+        bool damaged = false;
+        v1::FileChunk chunk;
+        while (stream->Read(&chunk)) {
+          damaged = damaged || Xxh3(chunk.data()) != chunk.xxh3() ||
+                    chunk.offset() != static_cast<int64_t>(bytes.size());
+          if (damaged || attempt.stopped()) {
+            context.TryCancel();
+          } else {
+            bytes += chunk.data();
+          }
+        }
+        absl::Status status = FromGrpc(stream->Finish());
+        if (attempt.stopped()) return absl::CancelledError(attempt.stop_reason());
+        if (damaged) {
+          return absl::DataLossError(StrCat("shard was damaged on its way: ", sha256));
+        }
+        if (absl::IsNotFound(status) && id() != request.session()) {
+          return absl::UnavailableError(std::string(status.message()));
+        }
+        return AsUnavailable(std::move(status));
+      }));
+  return bytes;
 }
 
 FetchRange Session::ModelReader(std::string job) {

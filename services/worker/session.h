@@ -115,6 +115,9 @@ class Session {
   // DATA_LOSS, RESOURCE_EXHAUSTED (the coordinator's disk); UNAVAILABLE after a minute without an
   // answer; CANCELLED when the attempt was stopped.
   absl::Status WriteShard(const Attempt& attempt, std::string_view sha256, std::string_view bytes);
+  // A durable shard of a job. Resumes after UNAVAILABLE for a minute. NOT_FOUND; DATA_LOSS;
+  // CANCELLED when the attempt was stopped.
+  absl::StatusOr<std::string> ReadShard(const Attempt& attempt, const std::string& sha256);
   // Reads of a job's model files and token blobs, for OpenRemoteFolder. Resumes after UNAVAILABLE
   // for a minute. The session must outlive it.
   FetchRange ModelReader(std::string job);

@@ -1,99 +1,43 @@
 #include "services/worker/task_runner.h"
 
 #include <algorithm>
-#include <cstring>
-#include <functional>
-#include <optional>
 #include <utility>
 
-#include "lib/base/digest.h"
-#include "lib/base/files.h"
-#include "lib/base/logging.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/catalog/plan.h"
-#include "lib/catalog/quantizers.h"
-#include "lib/pipeline/linear_solver.h"
-#include "services/worker/remote_chunk_reader.h"
+#include "lib/jobs/plan_messages.h"
+#include "services/worker/task_inputs.h"
 
 namespace gradq {
 namespace {
 
+using Finish = v1::FinishTaskRequest;
+
 // "backward-1" of "jobs/7/tasks/backward-1".
 std::string LastPart(const std::string& task) { return task.substr(task.rfind('/') + 1); }
 
-int RoundOf(const v1::TaskSpec& spec) {
-  return spec.has_run_stage() ? spec.run_stage().round() : spec.solve_linear().round();
+int RoundIndexOf(const v1::TaskSpec& spec) {
+  if (spec.has_run_stage()) return spec.run_stage().round();
+  if (spec.has_score_linear()) return spec.score_linear().round();
+  return spec.solve_linear().round();
 }
 
-// Remembers what failed, so that a failed task can tell a lost input from a fault of its own.
-class RecordingReader : public ChunkReader {
- public:
-  RecordingReader(v1::StreamName stream, std::unique_ptr<ChunkReader> reader)
-      : stream_(std::move(stream)), reader_(std::move(reader)) {}
-  absl::StatusOr<Chunk> Next() override {
-    absl::StatusOr<Chunk> chunk = reader_->Next();
-    if (!chunk.ok() && !absl::IsOutOfRange(chunk.status()) && !absl::IsCancelled(chunk.status())) {
-      failed_ = true;
-    }
-    return chunk;
-  }
-  void Cancel() override { reader_->Cancel(); }
-  const v1::StreamName& stream() const { return stream_; }
-  bool failed() const { return failed_; }
-
- private:
-  const v1::StreamName stream_;
-  std::unique_ptr<ChunkReader> reader_;
-  std::atomic<bool> failed_ = false;
-};
-
-class RecordingWriter : public ChunkWriter {
- public:
-  RecordingWriter(std::unique_ptr<ChunkWriter> writer, std::shared_ptr<absl::Status> failure)
-      : writer_(std::move(writer)), failure_(std::move(failure)) {}
-  absl::StatusOr<std::string> Append(Chunk chunk) override {
-    absl::StatusOr<std::string> digest = writer_->Append(std::move(chunk));
-    if (!digest.ok()) *failure_ = digest.status();
-    return digest;
-  }
-  absl::Status Complete() override { return writer_->Complete(); }
-
- private:
-  std::unique_ptr<ChunkWriter> writer_;
-  std::shared_ptr<absl::Status> failure_;  // shared by all writers of a task, read after it
-};
-
-TaskOutcome Failed(v1::FinishTaskRequest::Outcome outcome, absl::Status status) {
-  TaskOutcome failed;
-  failed.outcome = outcome;
-  failed.status = std::move(status);
-  return failed;
+// `sequences`: what the statistics were summed over.
+absl::StatusOr<SolveRecipe> SolveRecipeOf(const v1::JobContext& context, int64_t sequences) {
+  GRADQ_ASSIGN_OR_RETURN(Recipe given, RecipeOf(context.spec().recipe()));
+  GRADQ_ASSIGN_OR_RETURN(Recipe recipe, ResolveRecipe(std::move(given)));
+  return SolveRecipe{std::move(recipe), sequences, context.plan().length()};
 }
 
-// Of model files and weights: what the network did may pass, what the files hold will not.
-TaskOutcome ModelFailed(absl::Status status) {
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kUnimplemented:
-      return Failed(v1::FinishTaskRequest::FAILED_FATAL, std::move(status));
-    default:
-      return Failed(v1::FinishTaskRequest::FAILED_RETRYABLE, std::move(status));
-  }
-}
-
-SolveRecipe RecipeOf(const v1::JobContext& context, Objective objective) {
-  const v1::Recipe& recipe = context.spec().recipe();
-  SolveRecipe solve;
-  solve.method = recipe.method();
-  solve.bits = recipe.bits();
-  solve.objective = objective;
-  solve.groups = recipe.groups();
-  solve.options = {recipe.options().begin(), recipe.options().end()};
-  solve.sequences = context.plan().sequences();
-  solve.length = context.plan().length();
-  return solve;
+SolveDecision DecisionOf(const v1::Lease& lease) {
+  SolveDecision decision;
+  if (!lease.has_decision()) return decision;
+  const v1::LinearDecision& decided = lease.decision();
+  if (decided.has_threshold()) decision.threshold = decided.threshold();
+  if (decided.has_outlier_fraction()) decision.outlier_fraction = decided.outlier_fraction();
+  if (decided.has_variant()) decision.variant = decided.variant();
+  return decision;
 }
 
 v1::ShardSummary SummaryOf(const SolvedLinear& solved) {
@@ -113,6 +57,19 @@ v1::ShardSummary SummaryOf(const SolvedLinear& solved) {
   }
   summary.set_average_bits(linear.average_bits());
   summary.set_weights(linear.weights());
+  summary.set_outlier_fraction(linear.outlier_fraction());
+  summary.set_shrinkage(solved.shrinkage);
+  return summary;
+}
+
+v1::ScoreSummary SummaryOf(const std::string& linear, const ScoreSummary& scores) {
+  v1::ScoreSummary summary;
+  summary.set_linear(linear);
+  summary.set_weights(scores.weights);
+  summary.set_signed_sum(scores.signed_sum);
+  summary.set_absolute_sum(scores.absolute_sum);
+  for (const int32_t bucket : scores.bucket) summary.add_bucket(bucket);
+  for (const int64_t count : scores.count) summary.add_count(count);
   return summary;
 }
 
@@ -121,254 +78,227 @@ StageRange RangeOf(const v1::JobPlan& plan, int stage) {
   return {plan.first_block(stage), last ? plan.blocks() : plan.first_block(stage + 1)};
 }
 
-}  // namespace
-
-// The streams a task reads, from the own store or from other workers.
-class TaskRunner::Inputs {
- public:
-  absl::StatusOr<ChunkReader*> Open(TaskRunner& runner, const v1::Lease& lease,
-                                    const v1::StreamLocation& location) {
-    const StreamKey key = FromProto(location.stream());
-    std::unique_ptr<ChunkReader> reader;
-    if (runner.store_->Contains(key) || location.worker() == runner.session_->id()) {
-      absl::StatusOr<std::unique_ptr<ChunkReader>> local = runner.store_->Read(key);
-      if (!local.ok()) {
-        lost_.push_back(location.stream());
-        return local.status();
-      }
-      reader = *std::move(local);
-    } else {
-      RemoteReaderOptions options;
-      options.read_token = lease.read_token();
-      options.insecure = runner.options_.insecure;
-      absl::StatusOr<std::unique_ptr<RemoteChunkReader>> remote =
-          RemoteChunkReader::Open(key, location.address(), std::move(options));
-      if (!remote.ok()) {
-        lost_.push_back(location.stream());
-        return remote.status();
-      }
-      reader = *std::move(remote);
-    }
-    readers_.push_back(std::make_unique<RecordingReader>(location.stream(), std::move(reader)));
-    return readers_.back().get();
-  }
-
-  std::vector<v1::StreamName> Lost() const {
-    std::vector<v1::StreamName> lost = lost_;
-    for (const std::unique_ptr<RecordingReader>& reader : readers_) {
-      if (reader->failed()) lost.push_back(reader->stream());
-    }
-    return lost;
-  }
-
-  // The class of a task's failure while it computed.
-  TaskOutcome Classify(const Attempt& attempt, absl::Status status,
-                       const absl::Status& output) const {
-    if (attempt.stopped()) {
-      return Failed(v1::FinishTaskRequest::STOPPED, absl::CancelledError(attempt.stop_reason()));
-    }
-    std::vector<v1::StreamName> lost = Lost();
-    if (!lost.empty()) {
-      TaskOutcome outcome = Failed(v1::FinishTaskRequest::INPUT_LOST, std::move(status));
-      outcome.lost_inputs = std::move(lost);
-      return outcome;
-    }
-    // An own stream that was freed under us: the attempt is not wanted any more.
-    if (absl::IsNotFound(output)) return Failed(v1::FinishTaskRequest::STOPPED, output);
-    if (!output.ok()) return Failed(v1::FinishTaskRequest::FAILED_WORKER, output);
-    if (absl::IsInvalidArgument(status)) {
-      return Failed(v1::FinishTaskRequest::FAILED_FATAL, std::move(status));
-    }
-    return Failed(v1::FinishTaskRequest::FAILED_RETRYABLE, std::move(status));
-  }
-
- private:
-  std::vector<std::unique_ptr<RecordingReader>> readers_;
-  std::vector<v1::StreamName> lost_;
-};
-
-TaskOutcome TaskRunner::Run(Attempt& attempt) {
-  const v1::Lease& lease = attempt.lease();
-  DropEndedJobs();
-  service_->AcceptToken(lease.job().name(), lease.read_token());
-  if (attempt.stopped()) {
-    return Failed(v1::FinishTaskRequest::STOPPED, absl::CancelledError(attempt.stop_reason()));
-  }
-  if (lease.spec().has_run_stage()) return RunStageTask(attempt);
-  if (lease.spec().has_solve_linear()) return SolveTask(attempt);
-  return Failed(v1::FinishTaskRequest::FAILED_RETRYABLE,
-                absl::UnimplementedError("task kind not known to this worker"));
-}
-
-TaskOutcome TaskRunner::RunStageTask(Attempt& attempt) {
-  const v1::Lease& lease = attempt.lease();
-  const v1::JobContext& context = lease.job();
-  const v1::RunStage& spec = lease.spec().run_stage();
-  if (spec.stage() < 0 || spec.stage() >= context.plan().first_block_size()) {
-    return Failed(v1::FinishTaskRequest::FAILED_FATAL,
-                  absl::InvalidArgumentError(StrCat("stage not in the plan: ", spec.stage())));
-  }
-  if (absl::Status status = OpenModel(context); !status.ok()) return ModelFailed(status);
-  if (absl::Status status = ReadTokens(context); !status.ok()) return ModelFailed(status);
-  absl::StatusOr<LoadedStage*> stage = StageFor(context, spec);
-  if (!stage.ok()) return ModelFailed(stage.status());
-
+StageTask StageTaskOf(const v1::JobContext& context, const Round& round, const v1::RunStage& spec) {
   StageTask task;
   task.backward = spec.direction() == v1::RunStage::BACKWARD;
   task.loss = spec.loss();
   task.accumulate = {spec.accumulate().begin(), spec.accumulate().end()};
   task.linears = {spec.linears().begin(), spec.linears().end()};
   task.groups = std::max(1, context.spec().recipe().groups());
-  task.sequences = context.plan().sequences();
+  task.coefficients.clear();
+  for (const PathNode& node : round.nodes) task.coefficients.push_back(node.coefficient);
+  task.gradient_sequences = round.gradient_sequences;
+  task.gradient_absolute = round.gradient_absolute;
+  task.first_sequence = round.first_sequence;
+  task.sequences = round.sequences;
   task.length = context.plan().length();
   task.chunk_sequences = context.plan().chunk_sequences();
+  return task;
+}
 
-  Inputs inputs;
+TaskOutcome Fatal(std::string message) {
+  return Failed(Finish::FAILED_FATAL, absl::InvalidArgumentError(std::move(message)));
+}
+
+}  // namespace
+
+TaskOutcome TaskRunner::Run(Attempt& attempt) {
+  const v1::Lease& lease = attempt.lease();
+  DropEndedJobs();
+  service_->AcceptToken(lease.job().name(), lease.read_token());
+  if (attempt.stopped()) {
+    return Failed(Finish::STOPPED, absl::CancelledError(attempt.stop_reason()));
+  }
+  const v1::TaskSpec& spec = lease.spec();
+  if (!spec.has_run_stage() && !spec.has_score_linear() && !spec.has_solve_linear()) {
+    return Failed(Finish::FAILED_RETRYABLE,
+                  absl::UnimplementedError("task kind not known to this worker"));
+  }
+  const int index = RoundIndexOf(spec);
+  if (index < 0 || index >= lease.job().plan().rounds_size()) {
+    return Fatal(StrCat("round not in the plan: ", index));
+  }
+  const Round round = RoundOf(lease.job().plan().rounds(index));
+  if (absl::Status status = OpenJob(lease.job()); !status.ok()) return ModelFailed(status);
+  if (spec.has_run_stage()) return RunStageTask(attempt, round);
+  if (spec.has_score_linear()) return ScoreTask(attempt, round);
+  return SolveTask(attempt, round);
+}
+
+TaskOutcome TaskRunner::RunStageTask(Attempt& attempt, const Round& round) {
+  const v1::Lease& lease = attempt.lease();
+  const v1::JobContext& context = lease.job();
+  const v1::RunStage& spec = lease.spec().run_stage();
+  if (spec.stage() < 0 || spec.stage() >= context.plan().first_block_size()) {
+    return Fatal(StrCat("stage not in the plan: ", spec.stage()));
+  }
+  const StageTask task = StageTaskOf(context, round, spec);
+  const bool last = spec.stage() + 1 == context.plan().first_block_size();
+  if (task.coefficients.empty() || task.chunk_sequences <= 0 ||
+      ChunksOf(task, last) != spec.chunks()) {
+    return Fatal(StrCat("chunks of the task are not those of its round: ", spec.chunks()));
+  }
+  if (absl::Status status = files_.ReadTokens(context, session_); !status.ok()) {
+    return ModelFailed(status);
+  }
+
+  TaskInputs inputs(lease, store_, session_->id(), options_.insecure);
   auto output_failure = std::make_shared<absl::Status>();
   StageEnds ends;
   if (lease.has_activations()) {
-    absl::StatusOr<ChunkReader*> reader = inputs.Open(*this, lease, lease.activations());
-    if (!reader.ok()) return inputs.Classify(attempt, reader.status(), absl::OkStatus());
+    absl::StatusOr<ChunkReader*> reader = inputs.Open(lease.activations());
+    if (!reader.ok()) return inputs.Classify(attempt, reader.status());
     ends.activations = *reader;
   }
   if (lease.has_gradients()) {
-    absl::StatusOr<ChunkReader*> reader = inputs.Open(*this, lease, lease.gradients());
-    if (!reader.ok()) return inputs.Classify(attempt, reader.status(), absl::OkStatus());
+    absl::StatusOr<ChunkReader*> reader = inputs.Open(lease.gradients());
+    if (!reader.ok()) return inputs.Classify(attempt, reader.status());
     ends.gradients = *reader;
   }
-  ends.tokens = job_.tokens;
+  ends.tokens = files_.tokens();
   ends.open = [&](const std::string& lane) -> absl::StatusOr<std::unique_ptr<ChunkWriter>> {
     GRADQ_ASSIGN_OR_RETURN(std::unique_ptr<ChunkWriter> writer,
                            store_->Create({context.name(), spec.round(), LastPart(lease.task()),
                                            lease.attempt(), lane}));
-    return std::make_unique<RecordingWriter>(std::move(writer), output_failure);
+    return RecordFailures(std::move(writer), output_failure);
   };
   ends.progress = [&](int chunks, const std::string& digest) { attempt.Progress(chunks, digest); };
   ends.cancelled = [&] { return attempt.stopped(); };
 
-  absl::StatusOr<StageResult> result = RunStage(**stage, task, ends, pool_);
+  absl::Status weights_failure;
+  const auto stages = [&](int node) {
+    absl::StatusOr<LoadedStage*> stage = StageFor(attempt, round, node);
+    weights_failure = stage.status();
+    return stage;
+  };
+  absl::StatusOr<StageResult> result = RunStage(stages, task, ends, pool_);
   if (!result.ok()) {
     if (absl::IsResourceExhausted(result.status())) stage_ = {};
+    if (!weights_failure.ok() && !attempt.stopped()) return ModelFailed(weights_failure);
     return inputs.Classify(attempt, result.status(), *output_failure);
   }
   TaskOutcome outcome;
-  outcome.outcome = v1::FinishTaskRequest::SUCCEEDED;
-  outcome.result.set_loss_sum(result->loss_sum);
+  outcome.outcome = Finish::SUCCEEDED;
+  if (!result->node_loss_sum.empty()) outcome.result.set_loss_sum(result->node_loss_sum[0]);
+  for (const double sum : result->node_loss_sum) outcome.result.add_node_loss_sum(sum);
   outcome.result.set_loss_tokens(result->loss_tokens);
   outcome.result.set_compute_seconds(result->compute_seconds);
   return outcome;
 }
 
-TaskOutcome TaskRunner::SolveTask(Attempt& attempt) {
+TaskOutcome TaskRunner::ScoreTask(Attempt& attempt, const Round& round) {
   const v1::Lease& lease = attempt.lease();
-  if (absl::Status status = OpenModel(lease.job()); !status.ok()) return ModelFailed(status);
-  const std::string word = lease.job().spec().recipe().objective();
-  const absl::StatusOr<Objective> objective = ParseObjective(word.empty() ? "guided" : word);
-  if (!objective.ok()) return ModelFailed(objective.status());
-
-  Inputs inputs;
+  const std::string& linear = lease.spec().score_linear().linear();
+  const absl::StatusOr<SolveRecipe> recipe = SolveRecipeOf(lease.job(), round.sequences);
+  if (!recipe.ok()) return ModelFailed(recipe.status());
+  std::shared_ptr<const QuantizedLinear> quantized;
+  if (round.weights_round >= 0) {
+    absl::StatusOr<std::shared_ptr<const QuantizedLinear>> shard = ShardsOf(attempt, -1)(linear);
+    if (!shard.ok()) return ModelFailed(shard.status());
+    quantized = *std::move(shard);
+  }
+  TaskInputs inputs(lease, store_, session_->id(), options_.insecure);
   ChunkReader* statistics = nullptr;
   if (lease.statistics_size() > 0) {
-    absl::StatusOr<ChunkReader*> reader = inputs.Open(*this, lease, lease.statistics(0));
-    if (!reader.ok()) return inputs.Classify(attempt, reader.status(), absl::OkStatus());
+    absl::StatusOr<ChunkReader*> reader = inputs.Open(lease.statistics(0));
+    if (!reader.ok()) return inputs.Classify(attempt, reader.status());
     statistics = *reader;
   }
-  const BaseWeights weights(job_.checkpoint);
-  absl::StatusOr<SolvedLinear> solved =
-      SolveLinear(weights, RecipeOf(lease.job(), *objective), lease.spec().solve_linear().linear(),
-                  statistics, pool_, [&] { return attempt.stopped(); });
-  if (!solved.ok()) return inputs.Classify(attempt, solved.status(), absl::OkStatus());
-
-  const absl::Status written = session_->WriteShard(attempt, solved->sha256, solved->shard);
-  if (!written.ok()) {
-    const bool unwanted = attempt.stopped() || absl::IsAborted(written);
-    return Failed(
-        unwanted ? v1::FinishTaskRequest::STOPPED : v1::FinishTaskRequest::FAILED_RETRYABLE,
-        written);
-  }
+  const absl::StatusOr<ScoredLinear> scored =
+      ScoreLinear(BaseWeights(files_.checkpoint()), *recipe, linear, quantized.get(), statistics,
+                  pool_, [&] { return attempt.stopped(); });
+  if (!scored.ok()) return inputs.Classify(attempt, scored.status());
   TaskOutcome outcome;
-  outcome.outcome = v1::FinishTaskRequest::SUCCEEDED;
-  *outcome.result.add_shards() = SummaryOf(*solved);
-  outcome.result.set_compute_seconds(solved->compute_seconds);
+  outcome.outcome = Finish::SUCCEEDED;
+  *outcome.result.mutable_score() = SummaryOf(linear, scored->summary);
+  outcome.result.set_compute_seconds(scored->compute_seconds);
   return outcome;
 }
 
-absl::Status TaskRunner::OpenModel(const v1::JobContext& context) {
-  if (job_.name == context.name()) return absl::OkStatus();
-  stage_ = {};
-  job_ = {};
-  absl::StatusOr<std::unique_ptr<ReadableFolder>> local = OpenLocalFolder(context.model_path());
-  if (local.ok()) {
-    absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(*std::move(local));
-    // A folder of the same name that holds another model is no error: the coordinator has the right
-    // one.
-    if (checkpoint.ok() && (*checkpoint)->layout_digest() == context.model_digest()) {
-      LogInfo("model is read from its local path: ", context.model_path());
-      job_.checkpoint = *std::move(checkpoint);
+TaskOutcome TaskRunner::SolveTask(Attempt& attempt, const Round& round) {
+  const v1::Lease& lease = attempt.lease();
+  TaskInputs inputs(lease, store_, session_->id(), options_.insecure);
+  ChunkReader* statistics = nullptr;
+  if (lease.statistics_size() > 0) {
+    absl::StatusOr<ChunkReader*> reader = inputs.Open(lease.statistics(0));
+    if (!reader.ok()) return inputs.Classify(attempt, reader.status());
+    statistics = *reader;
+  }
+  const absl::StatusOr<std::vector<SolvedLinear>> solved = Solve(attempt, round, statistics);
+  if (!solved.ok()) return inputs.Classify(attempt, solved.status());
+  if (static_cast<int>(solved->size()) != round.variants) {
+    return Fatal(StrCat("plan expects another number of shards per linear: ", round.variants,
+                        ", solved ", solved->size()));
+  }
+  TaskOutcome outcome;
+  outcome.outcome = Finish::SUCCEEDED;
+  for (const SolvedLinear& variant : *solved) {
+    const absl::Status written = session_->WriteShard(attempt, variant.sha256, variant.shard);
+    if (!written.ok()) {
+      const bool unwanted = attempt.stopped() || absl::IsAborted(written);
+      return Failed(unwanted ? Finish::STOPPED : Finish::FAILED_RETRYABLE, written);
     }
+    *outcome.result.add_shards() = SummaryOf(variant);
   }
-  if (job_.checkpoint == nullptr) {
-    LogInfo("model is read through the coordinator: ", context.model_path());
-    GRADQ_ASSIGN_OR_RETURN(std::unique_ptr<ReadableFolder> remote,
-                           OpenRemoteFolder(StrCat(context.name(), ":", context.model_path()),
-                                            session_->ModelReader(context.name())));
-    GRADQ_ASSIGN_OR_RETURN(job_.checkpoint, Checkpoint::Open(std::move(remote)));
-  }
-  job_.name = context.name();
-  return absl::OkStatus();
+  outcome.result.set_compute_seconds(solved->front().compute_seconds);
+  return outcome;
 }
 
-absl::Status TaskRunner::ReadTokens(const v1::JobContext& context) {
-  if (!job_.tokens.empty()) return absl::OkStatus();
-  const int64_t count = static_cast<int64_t>(context.plan().sequences()) * context.plan().length();
-  if (count <= 0) {
-    return absl::InvalidArgumentError(StrCat(
-        "calibration set is empty: ", context.plan().sequences(), " x ", context.plan().length()));
+absl::StatusOr<std::vector<SolvedLinear>> TaskRunner::Solve(const Attempt& attempt,
+                                                            const Round& round,
+                                                            ChunkReader* statistics) {
+  const v1::Lease& lease = attempt.lease();
+  const std::string& linear = lease.spec().solve_linear().linear();
+  const int source = round.statistics_round;
+  if (source >= lease.job().plan().rounds_size()) {
+    return absl::InvalidArgumentError(StrCat("round of the statistics not in the plan: ", source));
   }
-  std::vector<int32_t> tokens(static_cast<size_t>(count));
-  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(tokens));
-  size_t done = 0;
-  GRADQ_RETURN_IF_ERROR(session_->ModelReader(context.name())(
-      context.calibration_tokens(), 0, static_cast<int64_t>(bytes.size()),
-      [&](const v1::FileChunk& chunk) -> absl::Status {
-        const std::string& data = chunk.data();
-        if (Xxh3(data) != chunk.xxh3() || chunk.offset() != static_cast<int64_t>(done) ||
-            data.size() > bytes.size() - done) {
-          return absl::DataLossError(StrCat(
-              "calibration tokens are damaged: ", context.calibration_tokens(), ", offset ", done));
-        }
-        std::memcpy(bytes.data() + done, data.data(), data.size());
-        done += data.size();
-        return absl::OkStatus();
-      }));
-  if (done != bytes.size()) {
-    return absl::DataLossError(
-        StrCat("calibration tokens end early: ", context.calibration_tokens(), ", ", done, " of ",
-               bytes.size(), " bytes"));
+  GRADQ_ASSIGN_OR_RETURN(
+      const SolveRecipe recipe,
+      SolveRecipeOf(lease.job(),
+                    source < 0 ? round.sequences : lease.job().plan().rounds(source).sequences()));
+  const BaseWeights weights(files_.checkpoint());
+  if (round.solve == RoundSolve::kDetach) {
+    GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<const QuantizedLinear> quantized,
+                           ShardsOf(attempt, -1)(linear));
+    GRADQ_ASSIGN_OR_RETURN(SolvedLinear detached, DetachLinear(weights, recipe, DecisionOf(lease),
+                                                               *quantized, statistics));
+    std::vector<SolvedLinear> solved;
+    solved.push_back(std::move(detached));
+    return solved;
   }
-  const int64_t vocabulary = job_.checkpoint->geometry().vocab_size;
-  for (const int32_t token : tokens) {
-    if (token < 0 || token >= vocabulary) {
-      return absl::InvalidArgumentError(
-          StrCat("calibration token beyond the vocabulary: ", token, " of ", vocabulary));
+  return SolveLinear(weights, recipe, DecisionOf(lease), linear, statistics, pool_,
+                     [&] { return attempt.stopped(); });
+}
+
+absl::Status TaskRunner::OpenJob(const v1::JobContext& context) {
+  if (files_.job() != context.name()) {
+    stage_ = {};
+    shards_.Clear();
+  }
+  return files_.Open(context, session_);
+}
+
+QuantizedByName TaskRunner::ShardsOf(const Attempt& attempt, int variant) {
+  return [this, &attempt, variant](
+             const std::string& linear) -> absl::StatusOr<std::shared_ptr<const QuantizedLinear>> {
+    for (const v1::ShardRef& shard : attempt.lease().shards()) {
+      if (shard.linear() != linear || shard.variant() != variant) continue;
+      return shards_.Get(shard.sha256(),
+                         [&] { return session_->ReadShard(attempt, shard.sha256()); });
     }
-  }
-  job_.tokens = std::move(tokens);
-  return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        StrCat("lease names no shard of a linear: ", linear, ", variant ", variant));
+  };
 }
 
 bool TaskRunner::NeedsRecompute(const v1::JobContext& context) const {
   if (options_.memory_bytes <= 0) return false;
-  const v1::Recipe& recipe = context.spec().recipe();
   PlanInputs inputs;
-  inputs.geometry = job_.checkpoint->geometry();
-  inputs.recipe.method = recipe.method();
-  if (const auto objective = ParseObjective(recipe.objective()); objective.ok()) {
-    inputs.recipe.objective = *objective;
+  inputs.geometry = files_.checkpoint()->geometry();
+  if (absl::StatusOr<Recipe> recipe = RecipeOf(context.spec().recipe()); recipe.ok()) {
+    inputs.recipe = *std::move(recipe);
   }
-  inputs.recipe.options = {recipe.options().begin(), recipe.options().end()};
-  inputs.recipe.bits = recipe.bits();
-  inputs.recipe.groups = recipe.groups();
   inputs.sequences = context.plan().sequences();
   inputs.length = context.plan().length();
   inputs.chunk_sequences = context.plan().chunk_sequences();
@@ -381,27 +311,38 @@ bool TaskRunner::NeedsRecompute(const v1::JobContext& context) const {
   return plan.ok() ? plan->recompute : absl::IsResourceExhausted(plan.status());
 }
 
-absl::StatusOr<LoadedStage*> TaskRunner::StageFor(const v1::JobContext& context,
-                                                  const v1::RunStage& spec) {
-  const StageRange range = RangeOf(context.plan(), spec.stage());
+absl::StatusOr<LoadedStage*> TaskRunner::StageFor(const Attempt& attempt, const Round& round,
+                                                  int node) {
+  const v1::JobContext& context = attempt.lease().job();
+  const StageRange range = RangeOf(context.plan(), attempt.lease().spec().run_stage().stage());
   const std::string dtype = context.spec().compute_dtype();
   const StageSetup setup = {.device = options_.device,
                             .compute_dtype = dtype.empty() ? "float32" : dtype,
                             .recompute = NeedsRecompute(context)};
+  const PathNode& point = round.nodes[static_cast<size_t>(node)];
+  const bool base = point.t == 0;
+  const std::pair weights(base ? -1 : round.weights_round,
+                          base ? PathNode{} : PathNode{point.variant, point.t, 0});
   if (stage_.stage == nullptr || stage_.job != context.name() || stage_.range != range ||
-      stage_.setup != setup) {
+      stage_.setup != setup || stage_.weights != weights) {
     stage_ = {};  // before the next one is loaded: both may not fit
-    GRADQ_ASSIGN_OR_RETURN(std::unique_ptr<LoadedStage> loaded,
-                           LoadedStage::Load(BaseWeights(job_.checkpoint), range, setup));
-    stage_ = {context.name(), range, setup, std::move(loaded)};
+    std::unique_ptr<LoadedStage> loaded;
+    if (base) {
+      GRADQ_ASSIGN_OR_RETURN(loaded,
+                             LoadedStage::Load(BaseWeights(files_.checkpoint()), range, setup));
+    } else {
+      const PathWeights path(files_.checkpoint(), ShardsOf(attempt, point.variant), point.t);
+      GRADQ_ASSIGN_OR_RETURN(loaded, LoadedStage::Load(path, range, setup));
+    }
+    stage_ = {context.name(), range, setup, weights, std::move(loaded)};
   }
   return stage_.stage.get();
 }
 
 void TaskRunner::Finished(const v1::Lease& lease, bool kept) {
   if (kept) return;
-  store_->Free(
-      {lease.job().name(), RoundOf(lease.spec()), LastPart(lease.task()), lease.attempt(), ""});
+  store_->Free({lease.job().name(), RoundIndexOf(lease.spec()), LastPart(lease.task()),
+                lease.attempt(), ""});
 }
 
 void TaskRunner::SessionLost() { store_->Free({}); }
@@ -424,7 +365,10 @@ void TaskRunner::DropEndedJobs() {
     ended.swap(ended_jobs_);
   }
   if (ended.contains(stage_.job)) stage_ = {};
-  if (ended.contains(job_.name)) job_ = {};
+  if (ended.contains(files_.job())) {
+    files_ = {};
+    shards_.Clear();
+  }
 }
 
 void TaskRunner::DescribeStreams(v1::HeartbeatRequest* request) {

@@ -45,8 +45,8 @@ LocalJob TinyJob() {
   job.recipe.bits = 3;
   job.recipe.groups = 2;
   job.recipe.options = {{"iterations", "1"}, {"cycles", "1"}};
-  job.recipe.sequences = kSequences;
-  job.recipe.length = kLength;
+  job.sequences = kSequences;
+  job.length = kLength;
   job.chunk_sequences = 4;  // the last chunk is shorter
   job.digest_statistics = true;
   return job;

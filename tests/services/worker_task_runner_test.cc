@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "lib/format/quantized_linear.h"
+#include "lib/jobs/plan_messages.h"
 #include "lib/transformer/numerics.h"
 #include "services/rpc/server.h"
 #include "services/worker/task_runner.h"
@@ -84,6 +85,10 @@ class TaskRunnerTest : public ::testing::Test {
     plan.set_chunk_sequences(2);
     plan.set_sequences(kSequences);
     plan.set_length(kLength);
+    const auto program = MakeProgram(*ResolveRecipe(*RecipeOf(recipe)), kSequences);
+    for (const Round& round : *program) {
+      *plan.add_rounds() = MessageOf(round);
+    }
     return lease;
   }
   v1::Lease StageLease(int stage, v1::RunStage::Direction direction,
@@ -92,6 +97,7 @@ class TaskRunnerTest : public ::testing::Test {
     v1::Lease lease = Lease(StrCat(forward ? "forward-0-" : "backward-0-", stage), job);
     v1::RunStage& run = *lease.mutable_spec()->mutable_run_stage();
     run.set_stage(stage);
+    run.set_chunks(2);
     run.set_direction(direction);
     run.set_loss(stage == 1 && !forward);
     if (!forward) run.add_accumulate("fisher_blocks");

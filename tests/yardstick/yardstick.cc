@@ -99,8 +99,8 @@ absl::Status FillRow(const Inputs& inputs, const nlohmann::json& published, Thre
   job.checkpoint = inputs.checkpoint;
   job.tokens = inputs.calibration;
   job.recipe.bits = row->bits;
-  job.recipe.sequences = inputs.sequences;
-  job.recipe.length = inputs.length;
+  job.sequences = inputs.sequences;
+  job.length = inputs.length;
   job.recipe.groups = std::max(row->groups, 1);
   const std::string name = row->method.substr(0, row->method.find(' '));
   job.recipe.method = name == "rtn-g128" ? "rtn" : name.substr(0, name.find('+'));
