@@ -67,6 +67,8 @@ LayerProblem MakeProblem(const ProblemShape& shape, int bits) {
   for (float& value : fisher) value *= value;
   if (shape.zero_row) std::fill_n(fisher.begin(), shape.columns, 0.0f);
   problem.fisher_diagonal = MakeTensor(fisher, shape.rows, shape.columns);
+  problem.weight_gradient =
+      MakeTensor(Pseudorandoms(shape.rows * shape.columns, 4), shape.rows, shape.columns);
   return problem;
 }
 
