@@ -71,7 +71,7 @@ absl::Status CoreImpl::Restore(const StoreContent& content) {
 absl::Status CoreImpl::RestoreJob(JobState* job, const StoreContent& content) {
   if (!job->job().has_plan()) return absl::OkStatus();
   GRADQ_ASSIGN_OR_RETURN(const ModelGeometry geometry, ParseGeometry(job->record.config_json()));
-  BuildTaskGraph(geometry, job);
+  GRADQ_RETURN_IF_ERROR(BuildTaskGraph(geometry, job));
   const std::string prefix = job->name() + "/";
   auto first = std::lower_bound(content.records.begin(), content.records.end(), prefix,
                                 [](const StoreRecord& record, const std::string& key) {
@@ -157,7 +157,7 @@ void CoreImpl::AccruePhases(absl::Duration by) {
     bool computing = false;
     for (const TaskState& task : job.tasks) {
       if (!task.running()) continue;
-      computing |= task.is_stage() || task.task().spec().has_solve_linear();
+      computing |= task.is_stage() || task.is_score() || task.is_solve();
       const std::string_view phase = PhaseOf(task.task().spec());
       if (std::find(running.begin(), running.end(), phase) == running.end()) {
         running.push_back(phase);
@@ -383,8 +383,11 @@ absl::StatusOr<std::vector<v1::ShardSummary>> CoreImpl::Shards(const std::string
   GRADQ_RETURN_IF_ERROR(GetJob(name).status());
   const JobState& job = *FindJob(name);
   std::vector<v1::ShardSummary> shards;
-  for (const LinearState& linear : job.linears) {
-    if (job.durable(linear)) shards.push_back(job.tasks[linear.solve].task().result().shards(0));
+  const int final = job.final_round;
+  if (job.rounds.empty() || !job.Solved(final)) return shards;
+  if (job.rounds[final].choice >= 0 && !job.Decided(job.rounds[final].choice)) return shards;
+  for (size_t l = 0; l < job.linears.size(); ++l) {
+    shards.push_back(job.ChosenShard(final, static_cast<int>(l)));
   }
   return shards;
 }

@@ -126,7 +126,8 @@ class CoordinatorCore {
   virtual absl::Status Tick(Now now) = 0;
   // When Tick has something to do at the latest.
   virtual absl::Duration NextDeadline() const = 0;
-  // Durable shards of a job by linear (for assembly).
+  // Shards that become the artifact (of the final round, the decided variants), one per linear in
+  // their order; empty before all are solved and decided.
   virtual absl::StatusOr<std::vector<v1::ShardSummary>> Shards(const std::string& job) const = 0;
   // The stored record (model path, token files, output path; for assembly). NOT_FOUND.
   virtual absl::StatusOr<v1::JobRecord> Record(const std::string& job) const = 0;

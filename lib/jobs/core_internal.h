@@ -110,6 +110,8 @@ class CoreImpl final : public CoordinatorCore {
   // Lineage of a RUNNING job, its orders to workers, and the next phase when all is solved.
   void SettleJob(JobState* job);
   void ApplySettle(JobState* job, const SettleResult& result);
+  // Decides what can be decided; on error the job has FAILED. True: something new is known.
+  bool DecideRounds(JobState* job);
   void StartAssembly(JobState* job, bool may_be_renamed);
   // The task can't succeed: fails the job, or only its validation.
   void FailTask(JobState* job, int task, int code, const std::string& message);

@@ -9,6 +9,7 @@
 #include "lib/jobs/events.h"
 #include "lib/jobs/plan_messages.h"
 #include "lib/jobs/proto_time.h"
+#include "lib/jobs/round_decision.h"
 #include "lib/jobs/task_graph.h"
 #include "lib/jobs/views.h"
 
@@ -66,19 +67,21 @@ absl::Status CoreImpl::PlanFor(JobState* job, const v1::Worker& asking) {
   plan.set_disk_bytes(made.spool_bytes + made.shard_bytes + made.artifact_bytes);
   for (const Round& round : made.rounds) *plan.add_rounds() = MessageOf(round);
   job->record.set_statistics_bytes(made.statistics_bytes);
-  BuildTaskGraph(inputs.geometry, job);
-  return absl::OkStatus();
+  return BuildTaskGraph(inputs.geometry, job);
 }
 
 // --- running ---
 
 void CoreImpl::SettleJob(JobState* job) {
-  SettleResult result;
-  Settle(job, &result);
-  ApplySettle(job, result);
-  const bool solved = std::all_of(job->linears.begin(), job->linears.end(),
-                                  [&](const LinearState& linear) { return job->durable(linear); });
-  if (solved) {
+  do {
+    SettleResult result;
+    Settle(job, &result);
+    ApplySettle(job, result);
+  } while (DecideRounds(job));
+  if (job->job().state() != v1::Job::RUNNING) return;  // a decision failed
+  bool all = job->Solved(job->final_round);
+  for (size_t r = 0; r < job->rounds.size(); ++r) all = all && job->Decided(static_cast<int>(r));
+  if (all) {
     StartAssembly(job, false);
     return;
   }
@@ -88,14 +91,41 @@ void CoreImpl::SettleJob(JobState* job) {
       std::any_of(job->tasks.begin(), job->tasks.end(),
                   [](const TaskState& task) {
                     return task.running() || task.out ||
-                           (task.task().spec().has_solve_linear() && task.succeeded());
+                           ((task.is_solve() || task.is_score()) && task.succeeded());
                   }) ||
-      std::any_of(job->linears.begin(), job->linears.end(),
-                  [](const LinearState& linear) { return linear.statistic.has_value(); });
+      std::any_of(job->linears.begin(), job->linears.end(), [](const LinearState& linear) {
+        return std::any_of(linear.rounds.begin(), linear.rounds.end(),
+                           [](const LinearRound& round) { return round.statistic.has_value(); });
+      });
   if (!traces && !job->job().plan().numerics_class().empty()) {
     job->job().mutable_plan()->clear_numerics_class();
     TouchJob(*job);
   }
+}
+
+bool CoreImpl::DecideRounds(JobState* job) {
+  bool any = false;
+  for (size_t r = 0; r < job->rounds.size(); ++r) {
+    const int round = static_cast<int>(r), index = job->rounds[r].decide;
+    if (index < 0 || job->Decided(round) || !DecisionReady(*job, round)) continue;
+    TaskState& task = job->tasks[index];
+    task.task().set_attempt(task.task().attempt() + 1);
+    *task.task().mutable_start_time() = ToTimestamp(now_.wall);
+    absl::StatusOr<v1::Decision> made = MakeDecision(*job, *job, round);
+    if (!made.ok()) {
+      FailTask(job, index, static_cast<int>(made.status().code()),
+               std::string(made.status().message()));
+      return false;
+    }
+    *task.task().mutable_result()->mutable_decision() = *std::move(made);
+    task.task().set_state(v1::Task::SUCCEEDED);
+    *task.task().mutable_end_time() = ToTimestamp(now_.wall);
+    Event(job, task.task().name(), events::kTaskSucceeded,
+          StrCat("attempt ", task.task().attempt(), " in the coordinator"));
+    TouchTask(job, index);
+    any = true;
+  }
+  return any;
 }
 
 void CoreImpl::ApplySettle(JobState* job, const SettleResult& result) {
@@ -240,7 +270,9 @@ void CoreImpl::EndJob(JobState* job, v1::Job::State state, std::string_view even
     task.record.clear_session();
     TouchTask(job, static_cast<int>(i));
   }
-  for (LinearState& linear : job->linears) linear.statistic.reset();
+  for (LinearState& linear : job->linears) {
+    for (LinearRound& round : linear.rounds) round.statistic.reset();
+  }
   v1::StreamName everything;
   everything.set_job(job->name());
   for (const std::string& session : job->sessions) {

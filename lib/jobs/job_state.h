@@ -14,6 +14,7 @@
 
 #include "absl/time/time.h"
 #include "gradq/v1/store.pb.h"
+#include "lib/catalog/program.h"
 
 namespace gradq {
 
@@ -34,11 +35,14 @@ struct TaskState {
   v1::TaskRecord record;
 
   // Edges, fixed by the plan. Tasks whose "out" this one reads, -1: none.
+  int round = 0;
   int activations = -1;
   int gradients = -1;
   std::vector<int> readers;  // tasks that read this one's "out"; empty: it makes none
-  std::vector<int> linears;  // RunStage: those whose statistics it makes; SolveLinear: its one
+  std::vector<int> linears;  // RunStage: those of the stage; ScoreLinear, SolveLinear: its one
   bool accumulates = false;
+  // ScoreLinear, SolveLinear: the round whose statistics it reads; -1: none.
+  int statistics_round = -1;
 
   // Of the running attempt.
   InputBinding activations_bound;
@@ -54,22 +58,45 @@ struct TaskState {
   bool running() const { return task().state() == v1::Task::RUNNING; }
   bool succeeded() const { return task().state() == v1::Task::SUCCEEDED; }
   bool is_stage() const { return task().spec().has_run_stage(); }
+  bool is_score() const { return task().spec().has_score_linear(); }
+  bool is_solve() const { return task().spec().has_solve_linear(); }
+};
+
+// A linear in one round. Tasks: -1 where the round has none.
+struct LinearRound {
+  int producer = -1;  // RunStage task that makes its statistics
+  int score = -1;
+  int solve = -1;
+  std::optional<Stream> statistic;
 };
 
 struct LinearState {
   std::string name;
   int block = 0;
   int stage = 0;
-  double cost = 0;    // rough price of its solve, for the order
-  int solve = -1;     // task
-  int producer = -1;  // RunStage task that makes its statistics, -1: needs none
-  std::optional<Stream> statistic;
+  double cost = 0;  // rough price of its solve, for the order
+  std::vector<LinearRound> rounds;
+};
+
+struct RoundState {
+  Round plan;
+  int decide = -1;  // task; -1: nothing is decided
+  int loss = -1;    // the RunStage task that computes the loss of its nodes; -1: none does
+  int choice = -1;  // the round that decides which variant of this one's shards is taken
+  // Barriers, derived from durable results (UpdateBarriers). The shards its weights come from and
+  // the choice among them are there: its stages and scores may run.
+  bool may_pass = false;
+  // And what its solves follow is decided.
+  bool may_solve = false;
 };
 
 struct JobState {
   v1::JobRecord record;
   std::vector<TaskState> tasks;
-  std::vector<LinearState> linears;
+  std::vector<LinearState> linears;  // blocks in order, kinds in enum order
+  std::vector<RoundState> rounds;
+  int final_round = 0;                                 // whose shards become the artifact
+  Recipe recipe;                                       // resolved
   std::map<std::string, int, std::less<>> task_index;  // by full task name
   // RunStage tasks, producers before their readers.
   std::vector<int> stage_order;
@@ -83,8 +110,19 @@ struct JobState {
   const v1::Job& job() const { return record.job(); }
   v1::Job& job() { return *record.mutable_job(); }
   const std::string& name() const { return record.job().name(); }
-  bool durable(const LinearState& linear) const { return tasks[linear.solve].succeeded(); }
+  // All linears of the round have durable shards.
+  bool Solved(int round) const;
+  // The round's decision is durable, or it has none.
+  bool Decided(int round) const;
+  // Of the linear's shards of a round (all its variants must be decided or single).
+  int ChosenVariant(int round, int linear) const;
+  const v1::ShardSummary& ChosenShard(int round, int linear) const;
 };
+
+// Recomputes may_pass and may_solve of all rounds.
+void UpdateBarriers(JobState* job);
+// What must be durable before the task may start is.
+bool MayStart(const JobState& job, const TaskState& task);
 
 // SUCCEEDED, FAILED or CANCELLED.
 bool IsTerminal(v1::Job::State state);

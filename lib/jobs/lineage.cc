@@ -30,31 +30,42 @@ void Stop(JobState* job, int index, std::string reason, SettleResult* result) {
 // Some reader runs or must run and has not had all of the stream.
 bool OutWanted(const JobState& job, const TaskState& task) {
   return std::any_of(task.readers.begin(), task.readers.end(),
-                     [&](int reader) { return WillRead(job, job.tasks[reader]); });
+                     [&](int reader) { return WillRead(job.tasks[reader]); });
 }
 
-// A linear that nobody can solve until this stage runs (again).
+// A linear that nobody can score or solve until this stage runs (again).
 bool MissesStatistic(const JobState& job, const TaskState& task) {
   if (!task.accumulates) return false;
   return std::any_of(task.linears.begin(), task.linears.end(), [&](int l) {
     const LinearState& linear = job.linears[l];
-    // A running solve may have its statistics already; if not, it hands the attempt back and they
+    if (linear.rounds[task.round].statistic) return false;
+    bool missed = false;
+    // A running reader may have its statistics already; if not, it hands the attempt back and they
     // are missed then.
-    return !job.durable(linear) && !linear.statistic && !job.tasks[linear.solve].running();
+    ForEachReader(job, linear, task.round, [&](int reader) {
+      missed |= !job.tasks[reader].succeeded() && !job.tasks[reader].running();
+    });
+    return missed;
   });
+}
+
+bool MissesLoss(const JobState& job, const TaskState& task) {
+  return task.task().spec().run_stage().loss() && !LossKnown(job, task.round);
 }
 
 bool StillUseful(const JobState& job, const TaskState& task) {
   if (task.out && task.out->attempt == task.task().attempt() && OutWanted(job, task)) return true;
+  if (MissesLoss(job, task)) return true;
   return std::any_of(task.accumulating.begin(), task.accumulating.end(), [&](int l) {
-    return !job.durable(job.linears[l]) && !job.linears[l].statistic;
+    const LinearState& linear = job.linears[l];
+    return !linear.rounds[task.round].statistic && StatisticWanted(job, linear, task.round);
   });
 }
 
 void StopOrphans(JobState* job, SettleResult* result) {
   for (int index : job->stage_order) {
     const TaskState& task = job->tasks[index];
-    if (!task.running() || !LacksChunks(*job, task)) continue;
+    if (!task.running() || !LacksChunks(task)) continue;
     if (!InputsOf(*job, task).complete) Stop(job, index, "an input stream is gone", result);
   }
 }
@@ -65,7 +76,8 @@ void DeriveStates(JobState* job, SettleResult* result) {
     TaskState& task = job->tasks[*it];
     if (task.running() && !StillUseful(*job, task)) Stop(job, *it, "not needed any more", result);
     if (task.running()) continue;
-    const bool needed = (OutWanted(*job, task) && !task.out) || MissesStatistic(*job, task);
+    const bool needed = (OutWanted(*job, task) && !task.out) || MissesStatistic(*job, task) ||
+                        MissesLoss(*job, task);
     const v1::Task::State state = needed ? v1::Task::PENDING : v1::Task::SUCCEEDED;
     if (task.task().state() == state) continue;
     if (needed) {
@@ -83,9 +95,14 @@ void DeriveStates(JobState* job, SettleResult* result) {
   }
 }
 
+// All that the stage's own round makes of its statistics is durable. Statistics kept for a later
+// round don't keep streams as well: lost ones are made anew from the first stage on.
 bool StageIsDurable(const JobState& job, const TaskState& stage) {
-  return std::all_of(stage.linears.begin(), stage.linears.end(),
-                     [&](int l) { return job.durable(job.linears[l]); });
+  const auto done = [&](int task) { return task < 0 || job.tasks[task].succeeded(); };
+  return std::all_of(stage.linears.begin(), stage.linears.end(), [&](int l) {
+    const LinearRound& linear = job.linears[l].rounds[stage.round];
+    return done(linear.score) && done(linear.solve);
+  });
 }
 
 void FreeUnneeded(JobState* job, SettleResult* result) {
@@ -94,16 +111,19 @@ void FreeUnneeded(JobState* job, SettleResult* result) {
     if (!task.out || !task.out->complete) continue;
     const bool keep = std::any_of(task.readers.begin(), task.readers.end(), [&](int reader) {
       const TaskState& consumer = job->tasks[reader];
-      return WillRead(*job, consumer) || !StageIsDurable(*job, consumer);
+      return WillRead(consumer) || !StageIsDurable(*job, consumer);
     });
     if (keep) continue;
     FreeLane(*job, task, *task.out, "out", result);
     task.out.reset();
   }
   for (LinearState& linear : job->linears) {
-    if (!linear.statistic || !job->durable(linear)) continue;
-    FreeLane(*job, job->tasks[linear.producer], *linear.statistic, StatisticLane(linear), result);
-    linear.statistic.reset();
+    for (size_t r = 0; r < linear.rounds.size(); ++r) {
+      LinearRound& made = linear.rounds[r];
+      if (!made.statistic || StatisticWanted(*job, linear, static_cast<int>(r))) continue;
+      FreeLane(*job, job->tasks[made.producer], *made.statistic, StatisticLane(linear), result);
+      made.statistic.reset();
+    }
   }
 }
 
@@ -119,8 +139,20 @@ void DropOut(TaskState* task) {
 
 }  // namespace
 
-bool LacksChunks(const JobState& job, const TaskState& task) {
-  return task.task().chunks_done() < job.job().plan().chunks();
+bool LacksChunks(const TaskState& task) {
+  return task.task().chunks_done() < task.task().spec().run_stage().chunks();
+}
+
+bool StatisticWanted(const JobState& job, const LinearState& linear, int round) {
+  bool wanted = false;
+  ForEachReader(job, linear, round, [&](int reader) { wanted |= !job.tasks[reader].succeeded(); });
+  return wanted;
+}
+
+bool LossKnown(const JobState& job, int round) {
+  const RoundState& state = job.rounds[round];
+  if (state.plan.decision != RoundDecision::kShrinkage || job.Decided(round)) return true;
+  return job.tasks[state.loss].task().result().loss_tokens() > 0;
 }
 
 LiveInputs InputsOf(const JobState& job, const TaskState& task) {
@@ -132,16 +164,16 @@ LiveInputs InputsOf(const JobState& job, const TaskState& task) {
   };
   follow(task.activations_bound, &inputs.activations);
   follow(task.gradients_bound, &inputs.gradients);
-  if (task.task().spec().has_solve_linear()) {
-    const LinearState& linear = job.linears[task.linears[0]];
-    if (linear.statistic) inputs.statistic = &*linear.statistic;
-    if (linear.producer >= 0 && !linear.statistic) inputs.complete = false;
+  if (task.statistics_round >= 0) {
+    const LinearRound& made = job.linears[task.linears[0]].rounds[task.statistics_round];
+    if (made.statistic) inputs.statistic = &*made.statistic;
+    if (!made.statistic) inputs.complete = false;
   }
   return inputs;
 }
 
-bool WillRead(const JobState& job, const TaskState& task) {
-  if (task.running()) return LacksChunks(job, task);
+bool WillRead(const TaskState& task) {
+  if (task.running()) return LacksChunks(task);
   return task.task().state() == v1::Task::PENDING;
 }
 
@@ -153,7 +185,9 @@ std::vector<int> DropSession(JobState* job, std::string_view session) {
     if (task.out && task.out->session == session) DropOut(&task);
   }
   for (LinearState& linear : job->linears) {
-    if (linear.statistic && linear.statistic->session == session) linear.statistic.reset();
+    for (LinearRound& made : linear.rounds) {
+      if (made.statistic && made.statistic->session == session) made.statistic.reset();
+    }
   }
   return running;
 }
@@ -172,12 +206,13 @@ std::vector<FreedLane> DropLane(JobState* job, const v1::StreamName& stream) {
     DropOut(&task);
   }
   for (int l : task.linears) {
-    LinearState& linear = job->linears[l];
-    if (linear.producer != found->second || !linear.statistic) continue;
-    if (linear.statistic->attempt != stream.attempt()) continue;
-    if (!all && stream.lane() != StatisticLane(linear)) continue;
-    drop(*linear.statistic, StatisticLane(linear));
-    linear.statistic.reset();
+    LinearRound& made = job->linears[l].rounds[task.round];
+    if (made.producer != found->second || !made.statistic) continue;
+    if (made.statistic->attempt != stream.attempt()) continue;
+    const std::string lane = StatisticLane(job->linears[l]);
+    if (!all && stream.lane() != lane) continue;
+    drop(*made.statistic, lane);
+    made.statistic.reset();
   }
   return dropped;
 }
@@ -203,17 +238,18 @@ void CompleteStage(JobState* job, int index, const std::string& session, SettleR
     FreeLane(*job, task, made, "out", result);  // an earlier attempt's stream is complete and read
   }
   for (int l : task.accumulating) {
-    LinearState& linear = job->linears[l];
-    if (linear.statistic) {
-      FreeLane(*job, task, made, StatisticLane(linear), result);
+    std::optional<Stream>& statistic = job->linears[l].rounds[task.round].statistic;
+    if (statistic) {
+      FreeLane(*job, task, made, StatisticLane(job->linears[l]), result);
     } else {
-      linear.statistic = made;  // a durable one's is freed by the next Settle
+      statistic = made;  // one that nobody wants is freed by the next Settle
     }
   }
   task.accumulating.clear();
 }
 
 void Settle(JobState* job, SettleResult* result) {
+  UpdateBarriers(job);
   StopOrphans(job, result);
   DeriveStates(job, result);
   FreeUnneeded(job, result);

@@ -50,7 +50,25 @@ void CompleteStage(JobState* job, int task, const std::string& session, SettleRe
 void Settle(JobState* job, SettleResult* result);
 
 // True while a running attempt may still read its inputs.
-bool LacksChunks(const JobState& job, const TaskState& task);
+bool LacksChunks(const TaskState& task);
+
+// A task that reads this round's statistic of the linear has not succeeded yet.
+bool StatisticWanted(const JobState& job, const LinearState& linear, int round);
+
+// Calls use(task index) for each task that reads this round's statistic of the linear.
+template <typename Use>
+void ForEachReader(const JobState& job, const LinearState& linear, int round, const Use& use) {
+  if (linear.rounds[round].producer < 0) return;
+  if (linear.rounds[round].score >= 0) use(linear.rounds[round].score);
+  for (size_t r = 0; r < job.rounds.size(); ++r) {
+    if (job.rounds[r].plan.statistics_round == round && linear.rounds[r].solve >= 0) {
+      use(linear.rounds[r].solve);
+    }
+  }
+}
+
+// The loss of the round's nodes is known, or nothing is decided by it.
+bool LossKnown(const JobState& job, int round);
 
 // What a running attempt reads, as it was leased and as far as it is alive.
 struct LiveInputs {
@@ -62,6 +80,6 @@ struct LiveInputs {
 LiveInputs InputsOf(const JobState& job, const TaskState& task);
 
 // The stage task is running or must run for its statistics or for a reader.
-bool WillRead(const JobState& job, const TaskState& task);
+bool WillRead(const TaskState& task);
 
 }  // namespace gradq

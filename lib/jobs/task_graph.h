@@ -2,14 +2,18 @@
 
 // The tasks of a job and what they read from each other, from the plan alone: the same plan gives
 // the same names and edges, so a restarted coordinator rebuilds the edges and takes only the tasks'
-// states from its store.
+// states from its store. Of round r:
 //
-//   with gradients     forward-0-s   s = 0 .. S-2          activations leaving stage s
-//                      backward-0-s  s = S-1 .. 0          reads activations of s-1 and gradients
-//                      of s+1; statistics; the last one the loss
-//   without gradients  forward-0-s   s = 0 .. S-1          accumulates; the last one makes no
-//   stream no statistics      no stage tasks at all then               solve-0-{block}-{kind},
-//   assemble, validate (when there is evaluation text)
+//   with gradients     forward-r-s   s = 0 .. S-2    activations leaving stage s
+//                      backward-r-s  s = S-1 .. 0    reads activations of s-1 and gradients of s+1;
+//                                                    statistics; the last one the loss
+//   without gradients  forward-r-s   s = 0 .. S-1    accumulates; the last one makes no stream, and
+//                                                    the loss where a choice follows from it
+//   no nodes           no stage tasks at all
+//   score-r-{block}-{kind}, decide-r, solve-r-{block}-{kind} where the round has them
+//
+// then assemble, and validate when there is evaluation text. What a round waits for besides streams
+// are barriers (job_state.h).
 
 #include "absl/status/status.h"
 #include "lib/catalog/geometry.h"
@@ -17,7 +21,8 @@
 
 namespace gradq {
 
-// Fills tasks (PENDING), linears, edges and orders of a job whose record holds a plan.
-void BuildTaskGraph(const ModelGeometry& geometry, JobState* job);
+// Fills tasks (PENDING), rounds, linears, edges and orders of a job whose record holds a plan.
+// INVALID_ARGUMENT: its recipe does not read.
+absl::Status BuildTaskGraph(const ModelGeometry& geometry, JobState* job);
 
 }  // namespace gradq

@@ -5,6 +5,7 @@
 
 #include "lib/base/digest.h"
 #include "lib/base/strings.h"
+#include "lib/jobs/round_decision.h"
 
 namespace gradq {
 namespace {
@@ -67,33 +68,94 @@ absl::StatusOr<std::string> ParsePageToken(std::string_view list, const std::str
   return absl::InvalidArgumentError(StrCat("page_token is not from this list: ", token));
 }
 
+namespace {
+
+// The shard that stands for a linear in the predicted loss so far: of the latest round that priced
+// it, the chosen variant; before the choice the uncoupled one, or the widest that is within the
+// budget by itself. nullptr: none is solved.
+const v1::ShardSummary* CurrentShard(const JobState& job, int l) {
+  for (size_t r = job.rounds.size(); r-- > 0;) {
+    const int round = static_cast<int>(r), solve = job.linears[l].rounds[r].solve;
+    if (solve < 0 || !job.tasks[solve].succeeded()) continue;
+    const auto& shards = job.tasks[solve].task().result().shards();
+    const int choice = job.rounds[r].choice;
+    int variant = 0;
+    if (choice >= 0 && job.Decided(choice)) {
+      variant = job.ChosenVariant(round, l);
+    } else if (job.recipe.average_bits.has_value()) {
+      while (variant + 1 < shards.size() &&
+             shards[variant + 1].average_bits() <= *job.recipe.average_bits) {
+        ++variant;
+      }
+    }
+    if (shards[variant].has_predicted_loss_increase()) return &shards[variant];
+  }
+  return nullptr;
+}
+
+void UpdateLosses(JobState* job) {
+  v1::JobProgress& progress = *job->job().mutable_progress();
+  double predicted = 0;
+  bool known = false;
+  for (size_t l = 0; l < job->linears.size(); ++l) {
+    const v1::ShardSummary* shard = CurrentShard(*job, static_cast<int>(l));
+    if (shard == nullptr) continue;
+    known = true;
+    predicted += shard->predicted_loss_increase();
+  }
+  if (known) progress.set_predicted_loss_increase(predicted);
+  progress.clear_path_checks();
+  bool original = false;
+  for (size_t r = 0; r < job->rounds.size(); ++r) {
+    const int round = static_cast<int>(r);
+    const std::vector<PathNode>& nodes = job->rounds[r].plan.nodes;
+    for (size_t node = 0; node < nodes.size() && !original; ++node) {
+      const std::optional<double> loss = NodeLoss(*job, round, static_cast<int>(node));
+      if (nodes[node].t != 0 || !loss) continue;
+      progress.set_calibration_loss(*loss);
+      original = true;
+    }
+    if (std::optional<v1::PathCheck> check = CheckPath(*job, round)) {
+      *progress.add_path_checks() = *std::move(check);
+    }
+    if (job->rounds[r].plan.decision == RoundDecision::kShrinkage && job->Decided(round)) {
+      const auto& numbers = job->tasks[job->rounds[r].decide].task().result().decision().numbers();
+      progress.set_shrinkage(numbers.at("shrinkage"));
+    }
+  }
+}
+
+}  // namespace
+
 void UpdateProgress(JobState* job) {
   v1::JobProgress& progress = *job->job().mutable_progress();
-  const int chunks = job->job().plan().chunks();
-  int done = 0, chunks_done = 0, linears_done = 0;
-  bool predicted_known = false;
-  double predicted = 0;
+  int done = 0, chunks = 0, chunks_done = 0, solves = 0, solved = 0;
+  int round = static_cast<int>(job->rounds.size()) - 1;
   for (const TaskState& task : job->tasks) {
-    if (task.succeeded()) ++done;
-    if (task.is_stage()) chunks_done += task.succeeded() ? chunks : task.task().chunks_done();
-    const v1::TaskResult& result = task.task().result();
-    if (result.loss_tokens() > 0) {
-      progress.set_calibration_loss(result.loss_sum() / static_cast<double>(result.loss_tokens()));
+    if (task.succeeded()) {
+      ++done;
+    } else {
+      round = std::min(round, task.round);
     }
-    if (!task.task().spec().has_solve_linear() || !task.succeeded()) continue;
-    ++linears_done;
-    if (result.shards_size() > 0 && result.shards(0).has_predicted_loss_increase()) {
-      predicted_known = true;
-      predicted += result.shards(0).predicted_loss_increase();
+    if (task.is_stage()) {
+      const int own = task.task().spec().run_stage().chunks();
+      chunks += own;
+      chunks_done += task.succeeded() ? own : task.task().chunks_done();
     }
+    solves += task.is_solve() ? 1 : 0;
+    solved += task.is_solve() && task.succeeded() ? 1 : 0;
   }
   progress.set_tasks_total(static_cast<int>(job->tasks.size()));
   progress.set_tasks_done(done);
-  progress.set_chunks_total(chunks * static_cast<int>(job->stage_order.size()));
+  progress.set_chunks_total(chunks);
   progress.set_chunks_done(chunks_done);
-  progress.set_linears_total(static_cast<int>(job->linears.size()));
-  progress.set_linears_done(linears_done);
-  if (predicted_known) progress.set_predicted_loss_increase(predicted);
+  progress.set_linears_total(solves);
+  progress.set_linears_done(solved);
+  if (round >= 0) {
+    progress.set_round(round);
+    progress.set_purpose(job->rounds[round].plan.purpose);
+  }
+  UpdateLosses(job);
 }
 
 absl::Duration ValidateTimeout(const v1::JobSpec& spec) {

@@ -35,7 +35,8 @@ absl::Duration ValidateTimeout(const v1::JobSpec& spec);
 std::string EtagOf(const v1::Job& job);
 // What a worker needs to know of the job besides its task.
 v1::JobContext ContextOf(const JobState& job);
-// Name of the phase a task belongs to ("forward", "backward", "solve", "assemble", "validate").
+// Name of the phase a task belongs to ("forward", "backward", "score", "solve", "assemble",
+// "validate").
 std::string_view PhaseOf(const v1::TaskSpec& spec);
 
 }  // namespace gradq

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <set>
 
 #include "lib/base/digest.h"
 #include "lib/base/status_macros.h"
@@ -30,11 +31,91 @@ absl::Status Fenced(const std::string& task, int64_t attempt) {
   return absl::AbortedError(StrCat("the attempt is fenced: ", task, ", ", attempt));
 }
 
-bool SameShards(const v1::TaskResult& a, const v1::TaskResult& b) {
+// What of a result others depend on.
+bool SameResult(const v1::TaskResult& a, const v1::TaskResult& b) {
   return std::equal(a.shards().begin(), a.shards().end(), b.shards().begin(), b.shards().end(),
                     [](const v1::ShardSummary& x, const v1::ShardSummary& y) {
                       return x.sha256() == y.sha256();
-                    });
+                    }) &&
+         a.score().SerializeAsString() == b.score().SerializeAsString();
+}
+
+// What is wrong with a success; empty: nothing.
+std::string WrongResult(const JobState& job, const TaskState& task, const v1::TaskResult& result) {
+  const Round& round = job.rounds[task.round].plan;
+  const v1::TaskSpec& spec = task.task().spec();
+  if (task.is_solve()) {
+    const auto& shards = result.shards();
+    const bool good =
+        shards.size() == round.variants &&
+        std::all_of(shards.begin(), shards.end(), [&](const v1::ShardSummary& shard) {
+          return shard.linear() == spec.solve_linear().linear() && IsSha256Hex(shard.sha256());
+        });
+    if (!good) {
+      return StrCat("the result does not hold the task's shards: ", spec.solve_linear().linear(),
+                    ", ", shards.size(), " of ", round.variants);
+    }
+  }
+  if (task.is_score() && (result.score().linear() != spec.score_linear().linear() ||
+                          result.score().bucket_size() != result.score().count_size())) {
+    return StrCat("the result does not hold the task's scores: ", spec.score_linear().linear());
+  }
+  // A round of one node may leave it at loss_sum.
+  const auto nodes = static_cast<int>(round.nodes.size());
+  if (spec.run_stage().loss() && nodes > 1 &&
+      (result.node_loss_sum_size() != nodes || result.loss_tokens() <= 0)) {
+    return StrCat("the result does not hold the loss of each node: ", result.node_loss_sum_size(),
+                  " of ", nodes);
+  }
+  return "";
+}
+
+// The decisions that a score or solve follows.
+void AddDecision(const JobState& job, const TaskState& task, v1::Lease* lease) {
+  if (!task.is_score() && !task.is_solve()) return;
+  const int l = task.linears[0];
+  v1::LinearDecision decision;
+  bool any = false;
+  const auto take = [&](int round) -> const v1::LinearDecision* {
+    const int decide = job.rounds[round].decide;
+    if (decide < 0 || !job.tasks[decide].succeeded()) return nullptr;
+    any = true;
+    return &job.tasks[decide].task().result().decision().linears(l);
+  };
+  decision.set_linear(job.linears[l].name);
+  for (int round = 0; round < task.round; ++round) {
+    const v1::LinearDecision* earlier = take(round);
+    if (earlier != nullptr && earlier->has_variant()) decision.set_variant(earlier->variant());
+  }
+  if (task.is_solve() && job.rounds[task.round].plan.decision != RoundDecision::kWidths) {
+    if (const v1::LinearDecision* own = take(task.round)) decision.MergeFrom(*own);
+  }
+  if (any) *lease->mutable_decision() = std::move(decision);
+}
+
+void AddShards(const JobState& job, const TaskState& task, v1::Lease* lease) {
+  const Round& round = job.rounds[task.round].plan;
+  const int from = round.weights_round;
+  if (from < 0 || (task.is_solve() && round.solve != RoundSolve::kDetach)) return;
+  std::set<int> variants;  // as the nodes name them
+  for (const PathNode& node : round.nodes) variants.insert(node.variant);
+  const int stage = task.is_stage() ? task.task().spec().run_stage().stage() : -1;
+  for (size_t l = 0; l < job.linears.size(); ++l) {
+    const LinearState& linear = job.linears[l];
+    const bool wanted =
+        task.is_stage() ? linear.stage == stage : task.linears[0] == static_cast<int>(l);
+    if (!wanted) continue;
+    for (const int variant : variants) {
+      const int chosen = variant < 0 ? job.ChosenVariant(from, static_cast<int>(l)) : variant;
+      const v1::ShardSummary& shard =
+          job.tasks[linear.rounds[from].solve].task().result().shards(chosen);
+      v1::ShardRef& ref = *lease->add_shards();
+      ref.set_linear(linear.name);
+      ref.set_variant(variant);
+      ref.set_sha256(shard.sha256());
+      ref.set_bytes(shard.bytes());
+    }
+  }
 }
 
 absl::Status CheckWorkerName(const std::string& name) {
@@ -123,15 +204,17 @@ absl::StatusOr<std::optional<v1::Lease>> CoreImpl::TryLease(Now now, const std::
 }
 
 std::optional<std::pair<JobState*, int>> CoreImpl::ChooseTask(const WorkerState& worker) {
-  int64_t unsolved = 0;
-  for (const auto& [id, job] : jobs_) unsolved += UnsolvedStatisticsBytes(job, worker.session);
+  HeldBySession held;
+  for (const auto& [id, job] : jobs_) {
+    if (job.job().state() == v1::Job::RUNNING) AddHeldStatistics(job, &held);
+  }
   const bool compute = worker.info.kind() == v1::Worker::COMPUTE;
   for (auto& [id, job] : jobs_) {
     const v1::Job::State state = job.job().state();
     std::optional<int> task;
     if (compute &&
         (state == v1::Job::RUNNING || (state == v1::Job::QUEUED && StartJob(&job, worker.info)))) {
-      task = ChooseComputeTask(job, worker, fleet_, unsolved);
+      task = ChooseComputeTask(job, worker, fleet_, held);
     } else if (!compute && state == v1::Job::VALIDATING) {
       task = ChooseValidate(job, worker, fleet_);
     }
@@ -161,7 +244,8 @@ void CoreImpl::GiveLease(JobState* job, int index, WorkerState* worker) {
   if (task.is_stage()) {
     for (int l : task.linears) {
       const LinearState& linear = job->linears[l];
-      if (task.accumulates && !job->durable(linear) && !linear.statistic) {
+      if (task.accumulates && !linear.rounds[task.round].statistic &&
+          StatisticWanted(*job, linear, task.round)) {
         task.accumulating.push_back(l);
       }
     }
@@ -212,8 +296,11 @@ v1::Lease CoreImpl::BuildLease(const JobState& job, const TaskState& task) const
     }
   } else if (inputs.statistic != nullptr) {
     const LinearState& linear = job.linears[task.linears[0]];
-    locate(linear.producer, *inputs.statistic, StatisticLane(linear), lease.add_statistics());
+    locate(linear.rounds[task.statistics_round].producer, *inputs.statistic, StatisticLane(linear),
+           lease.add_statistics());
   }
+  AddDecision(job, task, &lease);
+  AddShards(job, task, &lease);
   return lease;
 }
 
@@ -243,7 +330,7 @@ absl::StatusOr<v1::HeartbeatResponse> CoreImpl::Heartbeat(Now now,
     }
     const auto [job, index] = FindTask(progress.task());
     TaskState& task = job->tasks[index];
-    const int chunks = std::min(progress.chunks_done(), job->job().plan().chunks());
+    const int chunks = std::min(progress.chunks_done(), task.task().spec().run_stage().chunks());
     if (task.is_stage() && chunks > task.task().chunks_done()) {
       task.task().set_chunks_done(chunks);
       TouchTask(job, index);
@@ -320,7 +407,7 @@ absl::Status CoreImpl::ApplyOutcome(JobState* job, int index, WorkerState* worke
     const bool resent = task.record.finished_attempt() == request.attempt() &&
                         task.record.finished_outcome() == request.outcome() &&
                         (request.outcome() != v1::FinishTaskRequest::SUCCEEDED ||
-                         SameShards(task.task().result(), request.result()));
+                         SameResult(task.task().result(), request.result()));
     if (resent || request.outcome() == v1::FinishTaskRequest::STOPPED) return absl::OkStatus();
     return Fenced(request.task(), request.attempt());
   }
@@ -366,28 +453,20 @@ absl::Status CoreImpl::ApplyOutcome(JobState* job, int index, WorkerState* worke
 absl::Status CoreImpl::ApplySuccess(JobState* job, int index,
                                     const v1::FinishTaskRequest& request) {
   TaskState& task = job->tasks[index];
-  if (task.task().spec().has_solve_linear()) {
-    const auto& shards = request.result().shards();
-    const std::string& linear = task.task().spec().solve_linear().linear();
-    const bool good = shards.size() == 1 &&
-                      std::all_of(shards.begin(), shards.end(), [&](const v1::ShardSummary& shard) {
-                        return shard.linear() == linear && IsSha256Hex(shard.sha256());
-                      });
-    if (!good) {
-      v1::FinishTaskRequest failure = request;
-      failure.set_code(static_cast<int>(absl::StatusCode::kInternal));
-      failure.set_message(StrCat("the result holds not the task's shards: ", linear));
-      task.record.set_finished_outcome(v1::FinishTaskRequest::FAILED_RETRYABLE);
-      ChargeFailure(job, index, failure);
-      return absl::InvalidArgumentError(failure.message());
-    }
+  if (const std::string wrong = WrongResult(*job, task, request.result()); !wrong.empty()) {
+    v1::FinishTaskRequest failure = request;
+    failure.set_code(static_cast<int>(absl::StatusCode::kInternal));
+    failure.set_message(wrong);
+    task.record.set_finished_outcome(v1::FinishTaskRequest::FAILED_RETRYABLE);
+    ChargeFailure(job, index, failure);
+    return absl::InvalidArgumentError(failure.message());
   }
   const std::string session = task.record.session();
   *task.task().mutable_result() = request.result();
   if (task.is_stage()) {
     SettleResult made;
     CompleteStage(job, index, session, &made);
-    task.task().set_chunks_done(job->job().plan().chunks());
+    task.task().set_chunks_done(task.task().spec().run_stage().chunks());
     ApplySettle(job, made);
   }
   task.task().set_state(v1::Task::SUCCEEDED);
@@ -418,7 +497,7 @@ void CoreImpl::ApplyInputLost(JobState* job, int index, const v1::FinishTaskRequ
     add(task.gradients, inputs.gradients, "out");
     if (inputs.statistic != nullptr) {
       const LinearState& linear = job->linears[task.linears[0]];
-      add(linear.producer, inputs.statistic, StatisticLane(linear));
+      add(linear.rounds[task.statistics_round].producer, inputs.statistic, StatisticLane(linear));
     }
     if (lost.empty()) lost = std::move(all);
   }
