@@ -222,7 +222,10 @@ double SolveFlop(const PlanInputs& inputs, const QuantizerRow& row,
                        cycles = OptionInt(options, "cycles");
           flop += 2 * out * in * in * ((iterations - 1) * (cycles + 1) + iterations);
         } else if (row.uses_objective) {
-          flop += 2 * out * in * in;  // one sweep of error feedback
+          // Error feedback and objectives in fp64; gptvq1d's codebooks are updated after each sweep.
+          const double sweeps =
+              options.contains("iterations") ? OptionInt(options, "iterations") : 1;
+          flop += 2 * out * in * in * (2 + 3 * sweeps);
         }
         // Rounding, or the dynamic program of k-means.
         flop += out * in * (row.encoding == Encoding::kAffine ? 4 : 32.0 * variants[v].bits);

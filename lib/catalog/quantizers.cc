@@ -7,6 +7,11 @@ namespace {
 
 using Needs = std::vector<std::string_view>;
 
+// Of the matrix H that a method minimises δᵀHδ with.
+Needs ObjectiveNeeds(Objective objective, const OptionMap&) {
+  return {objective == Objective::kPlain ? kGram : kFisherBlocks};
+}
+
 constexpr OptionSpec kRtnOptions[] = {
     {.name = "group_size",
      .type = OptionSpec::Type::kInt,
@@ -51,6 +56,51 @@ constexpr OptionSpec kLnqOptions[] = {
              "shrinkage"},
 };
 
+constexpr OptionSpec kDamping = {
+    .name = "damping",
+    .type = OptionSpec::Type::kDouble,
+    .default_value = "0.01",
+    .min = 0,
+    .max = 1,
+    .help =
+        "share of the mean diagonal of H added to H before the sweep; grows tenfold where that "
+        "is not enough"};
+
+constexpr OptionSpec kGptqOptions[] = {
+    {.name = "group_size",
+     .type = OptionSpec::Type::kInt,
+     .default_value = "128",
+     .min = 1,
+     .max = 1048576,
+     .help = "consecutive input weights that share a scale and a zero point; the last group of a "
+             "row may be shorter"},
+    {.name = "order",
+     .type = OptionSpec::Type::kChoice,
+     .default_value = "natural",
+     .choices = "natural|activation",
+     .help = "order in which the columns are rounded; activation: by falling diagonal of H, with "
+             "grids fitted before the sweep, since groups stay consecutive input weights "
+             "(compressed-tensors' actorder weight)"},
+    {.name = "static_groups",
+     .type = OptionSpec::Type::kChoice,
+     .default_value = "no",
+     .choices = "no|yes",
+     .help = "yes: grids are fitted to the original weights before the sweep; no: each to the "
+             "weights as they are when the sweep reaches its group (order natural)"},
+    kDamping,
+};
+
+constexpr OptionSpec kGptvqOptions[] = {
+    {.name = "iterations",
+     .type = OptionSpec::Type::kInt,
+     .default_value = "1",
+     .min = 1,
+     .max = 100,
+     .help =
+         "sweeps over the columns, each followed by a codebook update; each row keeps its best"},
+    kDamping,
+};
+
 constexpr QuantizerRow kRows[] = {
     {.name = "rtn",
      .summary =
@@ -62,6 +112,27 @@ constexpr QuantizerRow kRows[] = {
      .uses_objective = false,
      .options = kRtnOptions,
      .needs = [](Objective, const OptionMap&) { return Needs{}; }},
+    {.name = "gptq",
+     .summary = "affine grids like rtn, columns rounded one by one with their error fed back to "
+                "later ones; a row that round to nearest serves better keeps that",
+     .paper = "arXiv:2210.17323",
+     .encoding = Encoding::kAffine,
+     .min_bits = 1,
+     .max_bits = 8,
+     .uses_objective = true,
+     .options = kGptqOptions,
+     .needs = ObjectiveNeeds},
+    {.name = "gptvq1d",
+     .summary = "a codebook per output row (the paper: per group of rows and up to 256 columns), "
+                "k-means then GPTQ's error feedback, then codewords by least squares in closed "
+                "form (the paper: Adam)",
+     .paper = "arXiv:2402.15319",
+     .encoding = Encoding::kLut,
+     .min_bits = 1,
+     .max_bits = 8,
+     .uses_objective = true,
+     .options = kGptvqOptions,
+     .needs = ObjectiveNeeds},
     {.name = "squeezellm",
      .summary =
          "a codebook per output row by optimal k-means, weighted with squared weight gradients",

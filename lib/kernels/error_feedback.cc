@@ -127,5 +127,33 @@ bool FeedbackFactor(const float* h, int64_t columns, double load, std::span<cons
   return true;
 }
 
+bool InverseDiagonal(const float* h, int64_t columns, double load, ThreadPool* pool,
+                     std::vector<double>* diagonal) {
+  const int64_t n = columns;
+  std::vector<double> lower(h, h + n * n);
+  for (int64_t i = 0; i < n; ++i) lower[i * n + i] += load;
+  if (!Cholesky(lower.data(), n, pool)) return false;
+  diagonal->assign(n, 0.0);
+  // Four columns of L⁻¹ at a time, each as a row of `inverse`; [H⁻¹]_jj is column j's square norm.
+  constexpr int64_t kTogether = 4;
+  std::vector<std::vector<double>> inverses(pool->threads());
+  pool->ParallelFor((n + kTogether - 1) / kTogether, [&](int64_t task, int worker) {
+    std::vector<double>& inverse = inverses[worker];
+    const int64_t first = task * kTogether, count = std::min(kTogether, n - first);
+    inverse.assign(kTogether * n, 0.0);
+    for (int64_t i = first; i < n; ++i) {
+      double dots[kTogether];
+      HWY_DYNAMIC_DISPATCH(DotsTarget)
+      (lower.data() + i * n + first, inverse.data() + first, n, i - first, dots);
+      for (int64_t c = 0; c < count; ++c) {
+        const double x = ((i == first + c ? 1.0 : 0.0) - dots[c]) / lower[i * n + i];
+        inverse[c * n + i] = x;
+        (*diagonal)[first + c] += x * x;
+      }
+    }
+  });
+  return true;
+}
+
 }  // namespace gradq::kernels
 #endif

@@ -19,4 +19,9 @@ namespace gradq::kernels {
 bool FeedbackFactor(const float* h, int64_t columns, double load, std::span<const int32_t> order,
                     ThreadPool* pool, std::vector<float>* factor);
 
+// [(H + load·I)⁻¹]_jj, fp64 in a fixed order of sums: how much of column j's error the others can't
+// make up for is 1 / that. False when a pivot is not positive; `diagonal` is then undefined.
+bool InverseDiagonal(const float* h, int64_t columns, double load, ThreadPool* pool,
+                     std::vector<double>* diagonal);
+
 }  // namespace gradq::kernels

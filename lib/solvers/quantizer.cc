@@ -17,8 +17,8 @@ namespace gradq {
 namespace {
 
 constexpr QuantizerBinding kBindings[] = {
-    {"rtn", SolveRtn},
-    {"squeezellm", SolveSqueezellm},
+    {"rtn", SolveRtn},         {"gptq", SolveGptq},
+    {"gptvq1d", SolveGptvq1d}, {"squeezellm", SolveSqueezellm},
     {"lnq", SolveLnq},
 };
 

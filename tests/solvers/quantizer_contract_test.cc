@@ -113,9 +113,9 @@ TEST_P(QuantizerContract, ResultIsValidAndPacksExactly) {
   }
 }
 
-// Each method's own error against an affine grid per row with as many values. For lnq the measure
-// is its objective, for squeezellm the weighted distance; a grid of its own per row is what their
-// tables compete with.
+// Each method's own error against an affine grid per row with as many values: its objective where
+// it minimises one, for squeezellm the weighted distance; a grid of its own per row is what tables
+// compete with.
 TEST_P(QuantizerContract, ErrorNotAboveRoundToNearest) {
   ThreadPool pool(2);
   const LayerProblem problem = Problem();
@@ -124,8 +124,9 @@ TEST_P(QuantizerContract, ErrorNotAboveRoundToNearest) {
   const auto linear = SolveLayer(GetParam().method, problem, {&pool, nullptr});
   const auto rounded = SolveLayer("rtn", grid, {&pool, nullptr});
   ASSERT_TRUE(linear.ok() && rounded.ok());
+  const QuantizerRow* row = *FindQuantizer(GetParam().method);
   const auto error = [&](const QuantizedLinear& result) {
-    if (GetParam().method == "lnq") return PlainObjective(problem, problem.fisher_blocks, result);
+    if (row->uses_objective) return PlainObjective(problem, problem.fisher_blocks, result);
     const std::vector<float> quantized = Dequantize(result);
     double sum = 0.0;
     for (size_t i = 0; i < quantized.size(); ++i) {
@@ -152,7 +153,7 @@ TEST_P(QuantizerContract, RecordAgreesWithTheDefinition) {
         problem, plain ? std::vector<at::Tensor>{problem.gram} : problem.fisher_blocks, *linear);
     ASSERT_TRUE(linear->record.objective_final.has_value());
     EXPECT_NEAR(*linear->record.objective_final, expected, 1e-6 * std::abs(expected) + 1e-6);
-    if (GetParam().method == "lnq" && GetParam().option.empty()) {
+    if (linear->record.objective_initial.has_value() && GetParam().option.empty()) {
       EXPECT_LE(*linear->record.objective_final,
                 *linear->record.objective_initial * (1 + 1e-6) + 1e-6);
     }
@@ -241,8 +242,10 @@ TEST_P(QuantizerRefusal, BitsOutOfRange) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, QuantizerRefusal, testing::Values("rtn", "squeezellm", "lnq"));
-INSTANTIATE_TEST_SUITE_P(Rows, StatisticRefusal, testing::Values("squeezellm", "lnq"));
+INSTANTIATE_TEST_SUITE_P(Rows, QuantizerRefusal,
+                         testing::Values("rtn", "gptq", "gptvq1d", "squeezellm", "lnq"));
+INSTANTIATE_TEST_SUITE_P(Rows, StatisticRefusal,
+                         testing::Values("gptq", "gptvq1d", "squeezellm", "lnq"));
 
 TEST(SolveLayerTest, UnknownMethodIsRefused) {
   ThreadPool pool(1);

@@ -10,6 +10,13 @@ namespace gradq {
 // Affine round to nearest, min-max per group of input weights.
 absl::StatusOr<QuantizedLinear> SolveRtn(const LayerProblem& problem, const SolveContext& context);
 
+// GPTQ on affine grids, plain or guided (arXiv:2210.17323).
+absl::StatusOr<QuantizedLinear> SolveGptq(const LayerProblem& problem, const SolveContext& context);
+
+// GPTVQ with a codebook of single weights per row, plain or guided (arXiv:2402.15319).
+absl::StatusOr<QuantizedLinear> SolveGptvq1d(const LayerProblem& problem,
+                                             const SolveContext& context);
+
 // A codebook per row by optimal k-means weighted with fisher_diagonal (arXiv:2306.07629).
 absl::StatusOr<QuantizedLinear> SolveSqueezellm(const LayerProblem& problem,
                                                 const SolveContext& context);
