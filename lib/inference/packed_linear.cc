@@ -64,6 +64,10 @@ struct PackedLinearOp::DeviceLinear {
   at::Tensor zero_point;              // uint8 [out, groups]
   at::Tensor word, next_word, shift;  // int64 [in]: where each column's code begins
   at::Tensor group;                   // int64 [in]
+  // Outliers of row r: entries outlier_begin[r] .. outlier_begin[r + 1] - 1 of the other two.
+  std::vector<int64_t> outlier_begin;
+  at::Tensor outlier_at;     // int64, row · in + column
+  at::Tensor outlier_value;  // fp16
 
   DeviceLinear(const QuantizedLinear& linear, at::Device device)
       : out_features(linear.out_features), in_features(linear.in_features), bits(linear.bits) {
@@ -75,6 +79,7 @@ struct PackedLinearOp::DeviceLinear {
     word = bit.div(32, "floor");
     shift = bit.remainder(32);
     next_word = word.add(1).clamp_max(words - 1);
+    if (!linear.outliers.empty()) SetOutliers(linear.outliers, device);
     if (linear.encoding == Encoding::kLut) {
       lut = CopyOf(linear.lut, {out_features, int64_t{1} << bits}, at::kHalf).to(device);
       return;
@@ -85,8 +90,36 @@ struct PackedLinearOp::DeviceLinear {
     group = column.div(linear.group_size, "floor");
   }
 
+  void SetOutliers(const SparseOutliers& outliers, at::Device device) {
+    const int64_t runs = OutlierChunks(in_features);
+    std::vector<int64_t> places;
+    for (int64_t row = 0; row < out_features; ++row) {
+      outlier_begin.push_back(outliers.row_ptr[row * runs]);
+      for (int64_t run = 0; run < runs; ++run) {
+        for (int64_t i = outliers.row_ptr[row * runs + run];
+             i < outliers.row_ptr[row * runs + run + 1]; ++i) {
+          places.push_back(row * in_features + run * kOutlierChunk + outliers.col[i]);
+        }
+      }
+    }
+    const auto count = static_cast<int64_t>(places.size());
+    outlier_begin.push_back(count);
+    outlier_at = CopyOf(places, {count}, at::kLong).to(device);
+    outlier_value = CopyOf(outliers.value, {count}, at::kHalf).to(device);
+  }
+
   // Rows [begin, end) of the weights in `type`.
   at::Tensor Decode(int64_t begin, int64_t end, at::ScalarType type) const {
+    const at::Tensor dense = DecodeCodes(begin, end, outlier_at.defined() ? at::kFloat : type);
+    if (!outlier_at.defined()) return dense;
+    const int64_t first = outlier_begin[begin], last = outlier_begin[end];
+    // Every place comes once, so nothing depends on the order of the sums.
+    dense.view(-1).index_add_(0, outlier_at.slice(0, first, last).sub(begin * in_features),
+                              outlier_value.slice(0, first, last).to(at::kFloat));
+    return dense.to(type);
+  }
+
+  at::Tensor DecodeCodes(int64_t begin, int64_t end, at::ScalarType type) const {
     const at::Tensor words = packed.slice(0, begin, end).to(at::kLong).bitwise_and(0xffffffff);
     // Two words hold every code whole; the upper one may reach the sign, which no code reads.
     const at::Tensor pairs = words.index_select(1, word).bitwise_or(
@@ -101,7 +134,7 @@ struct PackedLinearOp::DeviceLinear {
 
   int64_t bytes() const {
     int64_t total = static_cast<int64_t>(packed.nbytes());
-    for (const at::Tensor* tensor : {&lut, &scale, &zero_point}) {
+    for (const at::Tensor* tensor : {&lut, &scale, &zero_point, &outlier_at, &outlier_value}) {
       if (tensor->defined()) total += static_cast<int64_t>(tensor->nbytes());
     }
     return total;
@@ -122,13 +155,21 @@ void PackedLinearOp::Set(int block, LinearKind kind, const QuantizedLinear& line
   Packed& packed = linears_[block * kLinearsPerBlock + static_cast<int>(kind)];
   if (!kernels_) {
     packed = std::make_unique<DeviceLinear>(linear, device_);
-  } else if (linear.encoding == Encoding::kLut) {
-    packed = kernels::LutMatrix(linear.packed, linear.lut, linear.out_features, linear.in_features,
-                                linear.bits, pool_);
+    return;
+  }
+  kernels::SparseRows sparse(linear.outliers.row_ptr, linear.outliers.col, linear.outliers.value,
+                             linear.in_features);
+  if (linear.encoding == Encoding::kLut) {
+    kernels::LutMatrix matrix(linear.packed, linear.lut, linear.out_features, linear.in_features,
+                              linear.bits, pool_);
+    matrix.SetSparse(std::move(sparse));
+    packed = std::move(matrix);
   } else {
-    packed =
-        kernels::AffineMatrix(linear.packed, linear.scale, linear.zero_point, linear.out_features,
-                              linear.in_features, linear.bits, linear.group_size);
+    kernels::AffineMatrix matrix(linear.packed, linear.scale, linear.zero_point,
+                                 linear.out_features, linear.in_features, linear.bits,
+                                 linear.group_size);
+    matrix.SetSparse(std::move(sparse));
+    packed = std::move(matrix);
   }
 }
 

@@ -1,9 +1,9 @@
 #pragma once
 
-// The linears of an artifact as the transformer's LinearOp: a few tokens are multiplied with the
-// packed codes themselves, many with panels of rows that are decoded into one small scratch; there
-// is never a dense copy of a matrix. On CUDA the codes lie on the device and panels are decoded by
-// ATen. Compute thread; libtorch exceptions pass through.
+// The linears of an artifact, outliers included, as the transformer's LinearOp: a few tokens are
+// multiplied with the packed codes themselves, many with panels of rows that are decoded into one
+// small scratch; there is never a dense copy of a matrix. On CUDA the codes lie on the device and
+// panels are decoded by ATen. Compute thread; libtorch exceptions pass through.
 
 #include <ATen/core/Tensor.h>
 
@@ -31,7 +31,7 @@ class PackedLinearOp : public LinearOp {
   // Takes over linear `kind` of `block`; Validate(linear) has passed.
   void Set(int block, LinearKind kind, const QuantizedLinear& linear);
   at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) override;
-  // Memory held by codes, tables, scales and zero points.
+  // Memory held by codes, tables, scales, zero points and outliers.
   int64_t bytes() const;
 
  private:

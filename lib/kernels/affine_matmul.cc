@@ -42,7 +42,8 @@ AffineMatrix::AffineMatrix(std::span<const uint32_t> packed, std::span<const uin
 
 int64_t AffineMatrix::bytes() const {
   return static_cast<int64_t>(packed_.size() * sizeof(uint32_t) + scale_.size() * sizeof(uint16_t) +
-                              zero_point_.size());
+                              zero_point_.size()) +
+         sparse_.bytes();
 }
 
 void AffineMatmulReference(const AffineMatrix& matrix, int64_t begin, int64_t end, const float* x,
@@ -53,6 +54,9 @@ void AffineMatmulReference(const AffineMatrix& matrix, int64_t begin, int64_t en
       for (int64_t c = 0; c < matrix.in_features(); ++c) {
         sum += double{Weight(matrix, r, c)} * x[b * matrix.in_features() + c];
       }
+      matrix.sparse().ForRow(r, [&](int64_t column, float value) {
+        sum += double{value} * x[b * matrix.in_features() + column];
+      });
       y[b * matrix.out_features() + r] = static_cast<float>(sum);
     }
   }
@@ -62,6 +66,7 @@ void DequantizeAffineRowsReference(const AffineMatrix& matrix, int64_t begin, in
                                    float* out) {
   for (int64_t r = begin; r < end; ++r) {
     for (int64_t c = 0; c < matrix.in_features(); ++c) *out++ = Weight(matrix, r, c);
+    matrix.sparse().AddRow(r, out - matrix.in_features());
   }
 }
 

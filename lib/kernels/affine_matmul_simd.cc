@@ -10,6 +10,8 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
+#include "lib/kernels/sparse_rows-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace gradq::kernels {
 namespace HWY_NAMESPACE {
@@ -65,6 +67,11 @@ class DotUse {
       sum_[b] = hn::MulAdd(weight, hn::MaskedLoad(mask, F(), x_ + b * stride_ + column), sum_[b]);
     }
   }
+  HWY_INLINE void AddSparse(const SparseRows& sparse, int64_t row) {
+    const float* x[kRows];
+    for (int b = 0; b < kRows; ++b) x[b] = x_ + b * stride_;
+    AddSparseRow<kRows>(sparse, row, x, sum_);
+  }
   HWY_INLINE float Total(int b) const { return hn::GetLane(hn::SumOfLanes(F(), sum_[b])); }
 
  private:
@@ -90,6 +97,7 @@ HWY_INLINE void DotRows(const AffineMatrix& matrix, int64_t begin, int64_t end, 
   for (int64_t r = begin; r < end; ++r) {
     DotUse<kRows> use(x, matrix.in_features());
     DecodeRow(matrix, r, use);
+    use.AddSparse(matrix.sparse(), r);
     for (int b = 0; b < kRows; ++b) y[b * matrix.out_features() + r] = use.Total(b);
   }
 }
@@ -109,6 +117,7 @@ void Dequantize(const AffineMatrix& matrix, int64_t begin, int64_t end, float* o
   for (int64_t r = begin; r < end; ++r) {
     StoreUse use(out + (r - begin) * matrix.in_features());
     DecodeRow(matrix, r, use);
+    matrix.sparse().AddRow(r, out + (r - begin) * matrix.in_features());
   }
 }
 

@@ -115,7 +115,7 @@ uint32_t LutMatrix::code(int64_t r, int64_t column) const {
 
 int64_t LutMatrix::bytes() const {
   return out_features_ * stride_ * int64_t{sizeof(uint32_t)} +
-         (out_features_ << bits_) * int64_t{sizeof(uint16_t)};
+         (out_features_ << bits_) * int64_t{sizeof(uint16_t)} + sparse_.bytes();
 }
 
 void LutMatmulReference(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
@@ -127,6 +127,9 @@ void LutMatmulReference(const LutMatrix& matrix, int64_t begin, int64_t end, con
         sum += double{Float16ToFloat(matrix.table(r)[matrix.code(r, c)])} *
                x[b * matrix.in_features() + c];
       }
+      matrix.sparse().ForRow(r, [&](int64_t column, float value) {
+        sum += double{value} * x[b * matrix.in_features() + column];
+      });
       y[b * matrix.out_features() + r] = static_cast<float>(sum);
     }
   }
@@ -136,6 +139,7 @@ void DequantizeLutRowsReference(const LutMatrix& matrix, int64_t begin, int64_t 
   for (int64_t r = begin; r < end; ++r) {
     for (int64_t c = 0; c < matrix.in_features(); ++c)
       *out++ = Float16ToFloat(matrix.table(r)[matrix.code(r, c)]);
+    matrix.sparse().AddRow(r, out - matrix.in_features());
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
-// y = x · Ŵᵀ straight from packed codes and per-row tables (FORMAT.md "lut"): the path of every
+// y = x · Ŵᵀ straight from packed codes, per-row tables and sparse outliers (FORMAT.md "lut"): the
+// path of every
 // token that inference decodes. Called from the compute thread; the pool's threads run tiles of
 // rows. Each output is one fixed sum over columns: it depends on the SIMD target, never on threads,
 // other rows or the batch.
@@ -8,8 +9,10 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 
 #include "lib/base/thread_pool.h"
+#include "lib/kernels/sparse_rows.h"
 
 namespace gradq::kernels {
 
@@ -29,6 +32,8 @@ class LutMatrix {
   // copied. The caller has checked sizes.
   LutMatrix(std::span<const uint32_t> packed, std::span<const uint16_t> lut, int64_t out_features,
             int64_t in_features, int bits, ThreadPool* pool = nullptr);
+  // Adds `sparse`, of the same sizes, to the matrix. Not while it is being read.
+  void SetSparse(SparseRows sparse) { sparse_ = std::move(sparse); }
 
   int64_t out_features() const { return out_features_; }
   int64_t in_features() const { return in_features_; }
@@ -39,6 +44,8 @@ class LutMatrix {
   int64_t stride() const { return stride_; }
   const uint32_t* row(int64_t r) const { return packed_.get() + r * stride_; }
   const uint16_t* table(int64_t r) const { return lut_.get() + (r << bits_); }
+  // What is added to the weights of the codes.
+  const SparseRows& sparse() const { return sparse_; }
   // Code of one weight; slow.
   uint32_t code(int64_t r, int64_t column) const;
   // Memory held.
@@ -58,6 +65,7 @@ class LutMatrix {
   int bits_ = 0;
   Buffer<uint32_t> packed_;  // a readable pad follows the last row, so that vectors may run over
   Buffer<uint16_t> lut_;
+  SparseRows sparse_;
 };
 
 // Above this batch a caller is better off with DequantizeLutRows and a matrix product.

@@ -16,6 +16,8 @@
 #include <hwy/foreach_target.h>  // must come before highway.h
 #include <hwy/highway.h>
 
+#include "lib/kernels/sparse_rows-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace gradq::kernels {
 namespace HWY_NAMESPACE {
@@ -152,6 +154,13 @@ class DotSink {
     for (int b = 0; b < kBatch; ++b) {
       sum_[r][b][kSum] = hn::MulAdd(weight, place.x[b], sum_[r][b][kSum]);
     }
+  }
+  // The sparse part of row `row`, which stands at place r here.
+  HWY_INLINE void AddSparse(const SparseRows& sparse, int64_t row, int r) {
+    VF sum[kBatch];
+    for (int b = 0; b < kBatch; ++b) sum[b] = sum_[r][b][kSums - 1];
+    AddSparseRow<kBatch>(sparse, row, x_, sum);
+    for (int b = 0; b < kBatch; ++b) sum_[r][b][kSums - 1] = sum[b];
   }
   HWY_INLINE float Total(int r, int b) const {
     const VF* sum = sum_[r][b];
@@ -316,7 +325,11 @@ template <int kBits, int kRows, int kBatch>
 HWY_INLINE void DotTile(const LutMatrix& matrix, int64_t first, const float* x, int64_t x_stride,
                         float* y) {
   DotSink<kRows, kBatch> sink(x, x_stride);
+  if (!matrix.sparse().empty()) PrefetchSparse(matrix.sparse(), first, kRows);
   DecodeRows<kBits, kRows>(matrix, first, sink);
+  if (!matrix.sparse().empty()) {
+    for (int r = 0; r < kRows; ++r) sink.AddSparse(matrix.sparse(), first + r, r);
+  }
   for (int r = 0; r < kRows; ++r) {
     for (int b = 0; b < kBatch; ++b) y[b * matrix.out_features() + first + r] = sink.Total(r, b);
   }
@@ -351,6 +364,7 @@ void Dequantize(const LutMatrix& matrix, int64_t begin, int64_t end, float* out)
   for (int64_t r = begin; r < end; ++r) {
     StoreSink sink(out + (r - begin) * matrix.in_features());
     DecodeRows<kBits, 1>(matrix, r, sink);
+    matrix.sparse().AddRow(r, out + (r - begin) * matrix.in_features());
   }
 }
 

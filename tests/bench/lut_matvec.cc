@@ -2,7 +2,11 @@
 // reading the same memory costs in the same run on the same threads. Matrices rotate over more than
 // four times the last-level cache, so that none is found in it again.
 //
+// Then the time of the same products with outliers (--outliers, 0.45 % of the weights by default)
+// over that without, passes taken in turns.
+//
 //   lut_matvec [--threads N] [--bits B] [--target avx512|avx2] [--seconds S]
+//              [--outliers PERCENT]
 
 #include <hwy/aligned_allocator.h>
 #include <hwy/highway.h>
@@ -12,6 +16,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -30,6 +35,7 @@ struct Options {
   int bits = 0;  // 0: 2, 3 and 4
   int64_t target = 0;
   double seconds = 3;
+  double outliers = 0.45;  // percent of the weights
 };
 
 int64_t LastCacheBytes() {
@@ -85,6 +91,46 @@ double MultiplyPass(const std::vector<LutMatrix>& matrices, int64_t words, const
   return static_cast<double>(matrices.size()) * static_cast<double>(words) * 4 / seconds / 1e9;
 }
 
+// Evenly random places, as many in all as `percent` asks for.
+SparseRows RandomOutliers(double percent, std::mt19937_64& random) {
+  std::vector<int32_t> row_ptr = {0};
+  std::vector<uint16_t> col, value;
+  const auto limit = static_cast<uint64_t>(percent / 100 * (1 << 24));
+  for (int64_t r = 0; r < kSize; ++r) {
+    for (int64_t c = 0; c < kSize; ++c) {
+      if (random() % (1 << 24) >= limit) continue;
+      col.push_back(static_cast<uint16_t>(c));
+      value.push_back(static_cast<uint16_t>(0x2000 + random() % 0x1800));
+    }
+    row_ptr.push_back(static_cast<int32_t>(col.size()));
+  }
+  return SparseRows(row_ptr, col, value, kSize);
+}
+
+// Matrices taken in turns with and without outliers: neighbours on a shared machine slow both.
+void RunOutliers(int bits, const Options& options, const std::vector<LutMatrix>& dense,
+                 const std::vector<LutMatrix>& sparse, const float* x, std::vector<float>& y,
+                 ThreadPool& pool) {
+  std::vector<double> ratio;
+  const double end = Now() + options.seconds;
+  while (Now() < end || ratio.size() < 3) {
+    constexpr size_t kStretch = 8;  // products of one kind in a row
+    for (size_t first = 0; first + kStretch <= sparse.size(); first += kStretch) {
+      const auto seconds = [&](const std::vector<LutMatrix>& matrices) {
+        const double start = Now();
+        for (size_t m = first; m < first + kStretch; ++m)
+          LutMatmul(matrices[m], x, 1, y.data(), &pool);
+        return Now() - start;
+      };
+      const double without = seconds(dense);
+      ratio.push_back(seconds(sparse) / without);
+    }
+  }
+  std::printf("%d bits: %.2f %% outliers, time %.3f of that without (median of %zu)\n", bits,
+              100.0 * static_cast<double>(sparse[0].sparse().entries()) / (kSize * kSize),
+              Median(ratio), ratio.size());
+}
+
 void Run(int bits, const Options& options, ThreadPool& pool) {
   const int64_t words = kSize * kSize * bits / 32;
   const int64_t cold = 4 * LastCacheBytes() + (LastCacheBytes() >> 3);
@@ -122,6 +168,15 @@ void Run(int bits, const Options& options, ThreadPool& pool) {
       bits, static_cast<long long>(count),
       static_cast<double>(count * words * 4) / (int64_t{1} << 30), Median(read), Median(read_calls),
       Median(multiply), Median(ratio), ratio.size());
+  if (options.outliers <= 0) return;
+  // Half of them with, half without: both halves are far larger than the cache.
+  const size_t half = matrices.size() / 2;
+  std::vector<LutMatrix> sparse(std::make_move_iterator(matrices.begin() + half),
+                                std::make_move_iterator(matrices.begin() + 2 * half));
+  matrices.resize(half);
+  const SparseRows outliers = RandomOutliers(options.outliers, random);
+  for (LutMatrix& matrix : sparse) matrix.SetSparse(outliers);
+  RunOutliers(bits, options, matrices, sparse, x.get(), y, pool);
 }
 
 int Main(int argc, char** argv) {
@@ -136,12 +191,15 @@ int Main(int argc, char** argv) {
       options.bits = std::atoi(value.c_str());
     } else if (flag == "--seconds") {
       options.seconds = std::atof(value.c_str());
+    } else if (flag == "--outliers") {
+      options.outliers = std::atof(value.c_str());
     } else if (flag == "--target" && (value == "avx512" || value == "avx2")) {
       options.target = value == "avx2" ? HWY_AVX2 : HWY_AVX3;
     } else {
       std::fprintf(
           stderr,
-          "usage: lut_matvec [--threads N] [--bits B] [--target avx512|avx2] [--seconds S]\n");
+          "usage: lut_matvec [--threads N] [--bits B] [--target avx512|avx2] [--seconds S] "
+          "[--outliers PERCENT]\n");
       return 2;
     }
   }

@@ -103,7 +103,9 @@ TEST_P(FamilyTest, PackedEqualsItsWeightsDense) {
   ThreadPool pool(2);
   for (const PlainQuantization& quantization :
        {PlainQuantization{Encoding::kLut, 3}, PlainQuantization{Encoding::kLut, 4},
-        PlainQuantization{Encoding::kAffine, 4}}) {
+        PlainQuantization{Encoding::kAffine, 4},
+        PlainQuantization{.encoding = Encoding::kLut, .bits = 2, .outliers = true},
+        PlainQuantization{.encoding = Encoding::kAffine, .bits = 3, .outliers = true}}) {
     const TestFolder folder;
     const std::string artifact_path = folder.path() + "/artifact";
     WriteQuantizedFolder(path(), quantization, artifact_path);
@@ -129,6 +131,10 @@ TEST_P(FamilyTest, PackedEqualsItsWeightsDense) {
       (*parts.blocks)[shape.block].weight[static_cast<int>(shape.kind)] = tensor;
     }
     parts.linears = std::make_unique<DenseLinearOp>(*parts.blocks, 0);
+    if (quantization.outliers) {
+      EXPECT_NEAR((*artifact)->ReadLinear(LinearsOf(geometry)[0].name)->outlier_fraction(), 0.005,
+                  5e-4);
+    }
     TransformerModel dense(std::move(parts));
     EXPECT_LT(packed->weight_bytes(), dense.weight_bytes());
 

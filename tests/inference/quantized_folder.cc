@@ -62,6 +62,11 @@ QuantizedLinear Round(const std::vector<float>& weights, const LinearShape& shap
     }
   }
   linear.packed = PackCodes(codes, shape.out_features, in, quantization.bits);
+  if (quantization.outliers) {
+    std::vector<uint8_t> apart(weights.size());
+    for (size_t i = 0; i < apart.size(); i += 200) apart[i] = 1;
+    GRADQ_CHECK(SetOutliers(weights, apart, &linear).ok());
+  }
   return linear;
 }
 

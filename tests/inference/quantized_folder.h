@@ -13,6 +13,7 @@ struct PlainQuantization {
   Encoding encoding = Encoding::kLut;
   int bits = 4;
   int64_t group_size = 48;  // kAffine
+  bool outliers = false;    // keeps every 200th weight apart
 };
 
 // Writes an artifact of the checkpoint folder `model` to `output` (which must not exist): every row

@@ -101,6 +101,22 @@ TEST(CompareTest, CoarseModelIsFurtherAway) {
   EXPECT_GT(perplexity[1], perplexity[0]);
 }
 
+// The sparse part reaches the score: what is kept apart brings the model closer to the original.
+TEST(ScoreTest, OutliersCount) {
+  const std::string path = StrCat(GRADQ_FIXTURES, "/tiny-llama");
+  const TestFolder folder;
+  WriteQuantizedFolder(path, {.bits = 2}, folder.path() + "/without");
+  WriteQuantizedFolder(path, {.bits = 2, .outliers = true}, folder.path() + "/with");
+  const std::vector<int32_t> windows = Windows(path, 128, 4);
+  const auto reference = LoadOrDie(path);
+  double kl[2] = {};
+  for (const bool with : {false, true}) {
+    const auto model = LoadOrDie(folder.path() + (with ? "/with" : "/without"));
+    kl[with] = CompareWindows(*model, *reference, windows, 128, nullptr, {})->kl;
+  }
+  EXPECT_LT(kl[1], kl[0]);
+}
+
 TEST(ScoreTest, LimitsOfMemoryDoNotChangeResults) {
   const std::string path = StrCat(GRADQ_FIXTURES, "/tiny-llama");
   const TestFolder folder;
