@@ -49,8 +49,18 @@ struct TestTile {
     }
   }
 
+  // Keeps about one weight in eight apart.
+  void SetApart() {
+    active = AlignedFloats(columns * kTileRows);
+    const std::vector<float> random = Pseudorandoms(columns * kTileRows, 77);
+    for (int64_t i = 0; i < columns * kTileRows; ++i)
+      active.data()[i] = random[i] > 0.75f ? 0.0f : 1.0f;
+    view.active = active.data();
+    kernels::RoundToNearest(columns, view, nullptr, codes.data());
+  }
+
   int64_t columns;
-  AlignedFloats weight, error, table, midpoint;
+  AlignedFloats weight, error, table, midpoint, active;
   std::vector<uint8_t> codes;
   kernels::RowTile view;
 };
@@ -73,6 +83,18 @@ class RowTileTest : public testing::TestWithParam<std::tuple<int64_t, int>> {
   TestTile Tile() const {
     return TestTile(Pseudorandoms(columns() * kTileRows, 1), Tables(levels(), 2), columns(),
                     levels());
+  }
+  TestTile TileWithApart() const {
+    TestTile tile = Tile();
+    tile.SetApart();
+    return tile;
+  }
+  void ExpectNoErrorApart(const TestTile& tile) const {
+    for (int64_t i = 0; i < columns() * kTileRows; ++i) {
+      if (tile.active.data()[i] == 0.0f) {
+        ASSERT_EQ(tile.error.data()[i], 0.0f) << i;
+      }
+    }
   }
   at::Tensor Matrix() const {
     return MakeProblem({"", 1, columns(), 1, columns() + 5}, 2).fisher_blocks[0];
@@ -145,6 +167,35 @@ TEST_P(RowTileTest, FormsEqualTheDefinition) {
     EXPECT_NEAR(exact[row], form, 1e-12 * form);
     EXPECT_NEAR(fast[row], form, 1e-5 * form);
   }
+}
+
+TEST_P(RowTileTest, WeightsApartHaveNoErrorAndTheRestDescends) {
+  const at::Tensor h = Matrix();
+  const kernels::PanelMatrix panels(h.const_data_ptr<float>(), columns());
+  const std::vector<float> inverse = Inverse(h);
+  TestTile simd = TileWithApart(), plain = TileWithApart();
+  ExpectNoErrorApart(simd);
+  double before[kTileRows], after[kTileRows];
+  kernels::ExactQuadraticForms(panels, simd.error.data(), before);
+  kernels::CoordinateDescentCycle(panels, inverse.data(), simd.view, nullptr);
+  kernels::reference::CoordinateDescentCycle(panels, inverse.data(), plain.view, nullptr);
+  ExpectNoErrorApart(simd);
+  kernels::ExactQuadraticForms(panels, simd.error.data(), after);
+  for (int row = 0; row < kTileRows; ++row) EXPECT_LE(after[row], before[row] * (1 + 1e-5) + 1e-9);
+  if (!BitsComparable()) return;
+  EXPECT_EQ(std::memcmp(simd.error.data(), plain.error.data(), columns() * kTileRows * 4), 0);
+
+  std::vector<int32_t> order(columns());
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<float> factor;
+  ThreadPool pool(2);
+  ASSERT_TRUE(
+      kernels::FeedbackFactor(h.const_data_ptr<float>(), columns(), 0.1, order, &pool, &factor));
+  const kernels::PanelMatrix feedback(factor.data(), columns());
+  kernels::ErrorFeedbackRounding(feedback, order.data(), simd.view);
+  kernels::reference::ErrorFeedbackRounding(feedback, order.data(), plain.view);
+  ExpectNoErrorApart(simd);
+  EXPECT_EQ(std::memcmp(simd.error.data(), plain.error.data(), columns() * kTileRows * 4), 0);
 }
 
 // The factor, multiplied out.
@@ -274,19 +325,23 @@ TEST(PublishedSteps, MatchTheFormulasFromOneSharedStart) {
   }
 }
 
-// The codebook step against normal equations solved in fp64 from the definition.
-TEST(CodebookStepTest, MinimisesTheObjectiveOverCodebooks) {
+// No codebook of the same assignment is better; weights kept apart don't count.
+class CodebookStepTest : public testing::TestWithParam<bool> {};
+
+TEST_P(CodebookStepTest, MinimisesTheObjectiveOverCodebooks) {
   constexpr int64_t kColumns = 130;
   constexpr int kLevels = 4;
   const at::Tensor h = MakeProblem({"", 1, kColumns, 1, 300}, 2).fisher_blocks[0];
   TestTile tile(Pseudorandoms(kColumns * kTileRows, 4), Tables(kLevels, 5), kColumns, kLevels);
+  if (GetParam()) tile.SetApart();
+  const auto counts = [&](int64_t i) { return !GetParam() || tile.active.data()[i] != 0.0f; };
   RowCodebookStep step(kColumns, kLevels);
   const kernels::PanelMatrix panels(h.const_data_ptr<float>(), kColumns);
   double before[kTileRows], after[kTileRows], moved[kTileRows];
   kernels::ExactQuadraticForms(panels, tile.error.data(), before);
   for (int row = 0; row < kTileRows; ++row) {
     step.Update(h.const_data_ptr<float>(), row, tile.weight.data(), tile.codes.data(),
-                CodebookRidge::kRelative, tile.error.data(), tile.table.data());
+                CodebookRidge::kRelative, tile.error.data(), tile.table.data(), tile.view.active);
   }
   kernels::ExactQuadraticForms(panels, tile.error.data(), after);
   for (int row = 0; row < kTileRows; ++row) EXPECT_LT(after[row], before[row]);
@@ -295,7 +350,8 @@ TEST(CodebookStepTest, MinimisesTheObjectiveOverCodebooks) {
     for (const float shift : {-1e-3f, 1e-3f}) {
       AlignedFloats error(kColumns * kTileRows);
       for (int64_t i = 0; i < kColumns * kTileRows; ++i) {
-        error.data()[i] = tile.error.data()[i] + (tile.codes[i] == q ? shift : 0.0f);
+        ASSERT_TRUE(counts(i) || tile.error.data()[i] == 0.0f);
+        error.data()[i] = tile.error.data()[i] + (counts(i) && tile.codes[i] == q ? shift : 0.0f);
       }
       kernels::ExactQuadraticForms(panels, error.data(), moved);
       for (int row = 0; row < kTileRows; ++row) EXPECT_GE(moved[row], after[row] * (1 - 1e-9)) << q;
@@ -303,7 +359,9 @@ TEST(CodebookStepTest, MinimisesTheObjectiveOverCodebooks) {
   }
 }
 
-TEST(CodebookStepTest, StoredTableIsAscendingWithoutUnusedEntries) {
+INSTANTIATE_TEST_SUITE_P(Apart, CodebookStepTest, testing::Bool());
+
+TEST(StoreRowTest, StoredTableIsAscendingWithoutUnusedEntries) {
   const std::vector<float> table = {-1.0f, -0.0f, 0.0f, 0.5f, 0.5f, 2.0f, 3.0f, 4.0f};
   const std::vector<uint8_t> codes = {5, 1, 2, 4, 3, 0};
   std::vector<uint16_t> lut(8);
@@ -314,7 +372,7 @@ TEST(CodebookStepTest, StoredTableIsAscendingWithoutUnusedEntries) {
   EXPECT_EQ(stored, (std::vector<uint8_t>{3, 1, 1, 2, 2, 0}));
 }
 
-TEST(CodebookStepTest, TiesTakeTheLowerCodeword) {
+TEST(AssignNearestTest, TiesTakeTheLowerCodeword) {
   const std::vector<float> table = {0.0f, 1.0f, 2.0f, 2.0f},
                            weights = {0.5f, 1.5f, -3.0f, 9.0f, 0.51f};
   std::vector<uint8_t> codes(5);
