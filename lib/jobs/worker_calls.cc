@@ -96,7 +96,8 @@ void AddDecision(const JobState& job, const TaskState& task, v1::Lease* lease) {
 void AddShards(const JobState& job, const TaskState& task, v1::Lease* lease) {
   const Round& round = job.rounds[task.round].plan;
   const int from = round.weights_round;
-  if (from < 0 || (task.is_solve() && round.solve != RoundSolve::kDetach)) return;
+  if (from < 0 || task.task().spec().has_validate()) return;
+  if (task.is_solve() && round.solve != RoundSolve::kDetach) return;
   std::set<int> variants;  // as the nodes name them
   for (const PathNode& node : round.nodes) variants.insert(node.variant);
   const int stage = task.is_stage() ? task.task().spec().run_stage().stage() : -1;

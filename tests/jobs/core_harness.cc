@@ -47,16 +47,7 @@ absl::Status CoreHarness::Finish(const std::string& session, const v1::Lease& le
   request.set_attempt(lease.attempt());
   request.set_outcome(outcome);
   request.set_message(message);
-  if (outcome == v1::FinishTaskRequest::SUCCEEDED && lease.spec().has_solve_linear()) {
-    v1::ShardSummary& shard = *request.mutable_result()->add_shards();
-    shard.set_linear(lease.spec().solve_linear().linear());
-    shard.set_sha256(Sha256Hex(std::string_view(shard.linear())));
-    shard.set_predicted_loss_increase(0.5);
-  }
-  if (lease.spec().run_stage().loss()) {
-    request.mutable_result()->set_loss_sum(30);
-    request.mutable_result()->set_loss_tokens(10);
-  }
+  if (outcome == v1::FinishTaskRequest::SUCCEEDED) *request.mutable_result() = FakeResult(lease);
   return core->FinishTask(now(), request);
 }
 

@@ -25,6 +25,23 @@ SimulationOptions OptionsOf(uint64_t seed) {
   options.workers = 1 + static_cast<int>(random() % 3);
   options.stages = 1 + static_cast<int>(random() % 3);
   if (random() % 4 == 0) options.objective = "plain";
+  switch (random() % 8) {  // jobs of several rounds
+    case 0:
+      options.method = "squeezellm";
+      options.objective = "guided";
+      options.outliers = "pqi";
+      options.outlier_options = {{"nodes", "2"}, {"steps", "1"}};
+      break;
+    case 1:
+      options.objective = "coupled";
+      options.method_options = {{"holdout", "2"}};
+      break;
+    case 2:
+      options.average_bits = 4.5;
+      break;
+    default:
+      break;
+  }
   options.evaluation = random() % 3 == 0;
   options.inference_workers = options.evaluation ? static_cast<int>(random() % 2) : 0;
   options.small_memory = random() % 2 == 0;

@@ -65,8 +65,15 @@ Simulation::Simulation(SimulationOptions options, Fault fault)
   }
   NewJob job = TinyJob(options_.stages);
   job.spec.set_stages(options_.stages);
-  job.spec.mutable_recipe()->set_method(options_.method);
-  job.spec.mutable_recipe()->set_objective(options_.objective);
+  v1::Recipe& recipe = *job.spec.mutable_recipe();
+  recipe.set_method(options_.method);
+  recipe.set_objective(options_.objective);
+  recipe.clear_options();
+  recipe.mutable_options()->insert(options_.method_options.begin(), options_.method_options.end());
+  recipe.set_outliers(options_.outliers);
+  recipe.mutable_outlier_options()->insert(options_.outlier_options.begin(),
+                                           options_.outlier_options.end());
+  if (options_.average_bits) recipe.set_average_bits(*options_.average_bits);
   ResolveRecipe(&job.spec);
   if (options_.evaluation) job.spec.set_evaluation_blob(Sha256Hex(std::string_view("text")));
   job.spec.set_validate_timeout_s(5);
@@ -343,7 +350,8 @@ void Simulation::Lease(Worker* worker) {
   const v1::Lease& lease = ***answer;
   for (const v1::StreamName& freed : lease.freed()) Obey(worker, freed);
   worker->running = Worker::Running{lease, 0, 0};
-  const bool compute = lease.spec().has_run_stage() || lease.spec().has_solve_linear();
+  const bool compute = !lease.spec().has_validate();
+  CheckLease(lease);
   if (compute != (worker->kind == v1::Worker::COMPUTE)) {
     Violation(StrCat("a task for the wrong kind of worker: ", lease.task(), ", ", worker->name));
   }
@@ -361,7 +369,7 @@ void Simulation::Lease(Worker* worker) {
 void Simulation::Work(Worker* worker) {
   Worker::Running& running = *worker->running;
   if (running.lease.spec().has_run_stage()) return WorkOnStage(worker);
-  if (running.lease.spec().has_solve_linear()) return WorkOnSolve(worker);
+  if (!running.lease.spec().has_validate()) return WorkOnLinear(worker);
   v1::FinishTaskRequest finish;
   finish.set_outcome(v1::FinishTaskRequest::SUCCEEDED);
   finish.mutable_result()->mutable_comparison()->set_tokens(7);
@@ -396,7 +404,7 @@ void Simulation::WorkOnStage(Worker* worker) {
   const std::string id = lease.task().substr(lease.task().rfind('/') + 1);
   const std::string prefix = StrCat(id, "|", lease.attempt(), "|");
   v1::FinishTaskRequest finish;
-  if (running.done < lease.job().plan().chunks()) {
+  if (running.done < run.chunks()) {
     for (const v1::StreamLocation* input :
          {lease.has_activations() ? &lease.activations() : nullptr,
           lease.has_gradients() ? &lease.gradients() : nullptr}) {
@@ -413,7 +421,9 @@ void Simulation::WorkOnStage(Worker* worker) {
     running.waited = 0;
     ++running.done;
     if (const auto out = worker->streams.find(prefix + "out"); out != worker->streams.end()) {
-      out->second.chunks = running.done;
+      // Nodes whose loss alone is taken come last and make no gradients.
+      const bool gradients = run.direction() == v1::RunStage::BACKWARD;
+      out->second.chunks = gradients ? std::min(running.done, SummedChunks(lease)) : running.done;
     }
     return;
   }
@@ -432,15 +442,12 @@ void Simulation::WorkOnStage(Worker* worker) {
     }
     CheckHeld(*worker);
   }
-  if (run.loss()) {
-    finish.mutable_result()->set_loss_sum(20);
-    finish.mutable_result()->set_loss_tokens(10);
-  }
+  *finish.mutable_result() = FakeResult(lease);
   finish.set_outcome(v1::FinishTaskRequest::SUCCEEDED);
   worker->finish = finish;
 }
 
-void Simulation::WorkOnSolve(Worker* worker) {
+void Simulation::WorkOnLinear(Worker* worker) {
   Worker::Running& running = *worker->running;
   const v1::Lease& lease = running.lease;
   v1::FinishTaskRequest finish;
@@ -456,23 +463,61 @@ void Simulation::WorkOnSolve(Worker* worker) {
       }
       if (statistic.worker() != worker->session) ++pulled_solves_;
     }
-    if (lease.statistics().empty() && !lease.job().plan().statistics().empty()) {
-      Violation(StrCat("a solve without its statistics: ", lease.task()));
-    }
     running.done = 1;
     return;
   }
-  const std::string& linear = lease.spec().solve_linear().linear();
-  const std::string digest = Sha256Hex(std::string_view(linear));
+  *finish.mutable_result() = FakeResult(lease);
   if (core_->CheckAttempt(worker->session, lease.task(), lease.attempt()).ok()) {
-    shards_.insert(digest);
+    for (const v1::ShardSummary& shard : finish.result().shards()) shards_.insert(shard.sha256());
   }
-  v1::ShardSummary& shard = *finish.mutable_result()->add_shards();
-  shard.set_linear(linear);
-  shard.set_sha256(digest);
-  shard.set_predicted_loss_increase(0.25);
   finish.set_outcome(v1::FinishTaskRequest::SUCCEEDED);
   worker->finish = finish;
+}
+
+void Simulation::CheckLease(const v1::Lease& lease) {
+  if (lease.spec().has_validate()) return;
+  const v1::JobPlan& plan = lease.job().plan();
+  const v1::RoundPlan& round = RoundOfLease(lease);
+  const bool solve = lease.spec().has_solve_linear();
+  const int reads = solve ? round.statistics_round() : -1;
+  if (solve && (lease.statistics_size() == 1) != (reads >= 0)) {
+    Violation(StrCat("a solve without its statistics: ", lease.task()));
+  }
+  for (const v1::StreamLocation& statistic : lease.statistics()) {
+    if (solve && statistic.stream().round() != reads) {
+      Violation(StrCat("statistics of the wrong round: ", lease.task()));
+    }
+  }
+  if (solve && round.decision() == v1::RoundPlan::THRESHOLD && !lease.decision().has_threshold()) {
+    Violation(StrCat("a solve without its threshold: ", lease.task()));
+  }
+  if (solve && round.decision() == v1::RoundPlan::SHARES &&
+      !lease.decision().has_outlier_fraction()) {
+    Violation(StrCat("a solve without its share: ", lease.task()));
+  }
+  size_t wanted = 0;
+  if (round.weights_round() >= 0 && !(solve && round.solve() == v1::RoundPlan::QUANTIZE)) {
+    std::set<int> variants;
+    for (const v1::RoundPlan::Node& node : round.nodes()) variants.insert(node.variant());
+    size_t linears = 1;
+    if (lease.spec().has_run_stage()) {
+      const int stage = lease.spec().run_stage().stage();
+      const bool last = stage + 1 == plan.first_block_size();
+      linears =
+          7 * ((last ? plan.blocks() : plan.first_block(stage + 1)) - plan.first_block(stage));
+    }
+    wanted = linears * variants.size();
+  }
+  std::set<std::pair<std::string, int>> given;
+  for (const v1::ShardRef& shard : lease.shards()) {
+    given.emplace(shard.linear(), shard.variant());
+    if (shards_.count(shard.sha256()) == 0) {
+      Violation(StrCat("weights from a shard that is not durable: ", lease.task()));
+    }
+  }
+  if (given.size() != wanted || lease.shards_size() != static_cast<int>(wanted)) {
+    Violation(StrCat("shards in a lease: ", lease.task(), ", ", given.size(), " of ", wanted));
+  }
 }
 
 void Simulation::SendFinish(Worker* worker) {
@@ -491,7 +536,8 @@ void Simulation::SendFinish(Worker* worker) {
         Violation(
             StrCat("a fenced attempt was accepted: ", request.task(), ", ", request.attempt()));
       }
-      if (!resent && request.has_result() && request.result().shards_size() > 0 && accepted != 0) {
+      if (!resent && request.has_result() &&
+          (request.result().shards_size() > 0 || request.result().has_score()) && accepted != 0) {
         Violation(StrCat("a shard was accepted twice: ", request.task()));
       }
       accepted = request.attempt();
@@ -515,7 +561,9 @@ void Simulation::CheckHeld(const Worker& worker) {
   for (const auto& [key, stream] : worker.streams) {
     if (key.find("|stat/") != std::string::npos) stages.insert(key.substr(0, key.find('|')));
   }
-  if (options_.small_memory && stages.size() > 1) {
+  // Where statistics wait for another round, stages must pile up.
+  if (options_.small_memory && job().plan().rounds_size() == 1 && !job().plan().rounds(0).score() &&
+      stages.size() > 1) {
     Violation(StrCat("more statistics than fit: ", worker.name, ", ", *stages.begin(), ", ",
                      *stages.rbegin()));
   }
@@ -541,8 +589,10 @@ void Simulation::Assemble() {
       if (static_cast<int>(shards.size()) != job().plan().linears_size()) {
         Violation("assembly starts without all shards");
       }
+      artifact_.clear();
       for (const v1::ShardSummary& shard : shards) {
         if (shards_.count(shard.sha256()) == 0) Violation("a shard is not durable");
+        artifact_ += shard.sha256();
       }
       return;
     }

@@ -27,6 +27,10 @@ struct SimulationOptions {
   int inference_workers = 0;
   std::string method = "lnq";
   std::string objective = "guided";
+  std::map<std::string, std::string> method_options;
+  std::string outliers = "none";
+  std::map<std::string, std::string> outlier_options;
+  std::optional<double> average_bits;
   bool evaluation = false;
   // Workers report just the memory that the plan asks for: one stage's statistics at a time.
   bool small_memory = false;
@@ -72,6 +76,9 @@ class Simulation {
   CoordinatorCore& core() { return *core_; }
   // SolveLinear attempts run by a worker other than the one that held the statistic.
   int pulled_solves() const { return pulled_solves_; }
+  // What the artifact was put together from: shard digests in the order of the linears. Digests
+  // tell all that a shard follows from, so equal ones mean equal bytes.
+  const std::string& artifact() const { return artifact_; }
   // State of job and tasks, for a failing test's message.
   std::string Describe() const;
 
@@ -92,7 +99,9 @@ class Simulation {
   void Lease(Worker* worker);
   void Work(Worker* worker);
   void WorkOnStage(Worker* worker);
-  void WorkOnSolve(Worker* worker);
+  void WorkOnLinear(Worker* worker);
+  // The lease tells all that its task needs: shards, decisions, the right statistics.
+  void CheckLease(const v1::Lease& lease);
   void SendFinish(Worker* worker);
   void Obey(Worker* worker, const v1::StreamName& freed);
   // Reads chunk `index`: 1 read, 0 wait, -1 lost.
@@ -126,6 +135,7 @@ class Simulation {
   int64_t seen_ = -1;  // core_->changed() when the job's state was last looked at
   int turn_ = 0;
   int pulled_solves_ = 0;
+  std::string artifact_;
   std::vector<std::string> violations_;
 };
 

@@ -4,10 +4,12 @@
 
 #include "tests/jobs/simulation.h"
 
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -61,17 +63,29 @@ class EveryCall : public testing::TestWithParam<Shape> {
     Simulation calm(options, {});
     ASSERT_TRUE(calm.Run()) << calm.Describe();
     ExpectSucceeded(calm);
-    std::set<int> calls(calm.effective_calls().begin(), calm.effective_calls().end());
-    for (int call = 0; call < calm.calls(); call += 7) calls.insert(call);
-    for (int call : calls) {
+    std::set<int> all(calm.effective_calls().begin(), calm.effective_calls().end());
+    for (int call = 0; call < calm.calls(); call += 7) all.insert(call);
+    std::vector<int> calls(all.begin(), all.end());
+    // Where there are too many for a unit test: some, other ones for each case.
+    const bool every = most_calls_ == 0 || std::getenv("GRADQ_SIMULATION_EVERY_CALL") != nullptr;
+    const size_t stride = every ? 1 : calls.size() / most_calls_ + 1;
+    for (size_t i = every ? 0 : ++cases_ % stride; i < calls.size(); i += stride) {
+      const int call = calls[i];
       SCOPED_TRACE(StrCat("fault ", static_cast<int>(kind), " at call ", call));
       Simulation simulation(options, {kind, call});
       const bool ended = simulation.Run();
       CheckHistory(simulation);
       if (ended) check(simulation);
+      if (simulation.job().state() == v1::Job::SUCCEEDED) {
+        EXPECT_EQ(simulation.artifact(), calm.artifact());
+      }
       ASSERT_TRUE(ended && !HasFailure()) << simulation.Describe();
     }
   }
+  // 0: all.
+  size_t most_calls_ = 0;
+  size_t cases_ = 0;
+
   SimulationOptions Options() const {
     SimulationOptions options;
     options.workers = GetParam().workers;
@@ -131,6 +145,45 @@ TEST_P(EveryCallOfVariants, UnderDeathsStallsAndRestarts) {
     for (const FaultKind fault : {FaultKind::kDeathAfter, FaultKind::kStall, FaultKind::kRestart}) {
       SCOPED_TRACE(StrCat(options.method, " ", options.objective, " ", options.evaluation));
       ForEachCall(options, fault, ExpectSucceeded);
+    }
+  }
+}
+
+// Jobs of several rounds: statistics wait for a later round, passes for shards and decisions.
+SimulationOptions Requant(SimulationOptions options) {
+  options.method = "squeezellm";
+  options.outliers = "pqi";
+  options.outlier_options = {{"nodes", "2"}};
+  return options;
+}
+SimulationOptions Coupled(SimulationOptions options) {
+  options.objective = "coupled";
+  options.method_options = {{"holdout", "2"}};
+  return options;
+}
+SimulationOptions Mixed(SimulationOptions options) {
+  options.average_bits = 4.5;
+  return options;
+}
+SimulationOptions WideScope(SimulationOptions options) {
+  options.method = "rtn";
+  options.outliers = "gwq";
+  options.outlier_options = {{"scope", "model"}};
+  return options;
+}
+
+// (GRADQ_SIMULATION_EVERY_CALL=1 tries every call of them: a minute.)
+TEST_P(EveryCallOfVariants, RoundsUnderDeathsStallsAndRestarts) {
+  most_calls_ = 12;
+  for (auto* kind : {Requant, Coupled, Mixed, WideScope}) {
+    for (const bool small_memory : {false, true}) {
+      SimulationOptions options = kind(Options());
+      options.small_memory = small_memory;
+      for (const FaultKind fault :
+           {FaultKind::kDeathAfter, FaultKind::kStall, FaultKind::kRestart}) {
+        SCOPED_TRACE(StrCat(options.objective, " ", options.outliers, " ", small_memory));
+        ForEachCall(options, fault, ExpectSucceeded);
+      }
     }
   }
 }
