@@ -30,9 +30,10 @@ class Writer {
     GRADQ_ASSIGN_OR_RETURN(const json recipe, ParseJsonObject(inputs_.recipe_json, "recipe"));
     GRADQ_RETURN_IF_ERROR(CollectItems());
     GRADQ_RETURN_IF_ERROR(folder_.WriteWeights(items_, inputs_.file_limit));
-    GRADQ_ASSIGN_OR_RETURN(const std::string config,
-                           InsertQuantizationConfig(inputs_.original->config_json(),
-                                                    MakeQuantizationConfig(announced_)));
+    GRADQ_ASSIGN_OR_RETURN(
+        const std::string config,
+        InsertConfigMember(inputs_.original->config_json(), kQuantizationConfigKey,
+                           MakeQuantizationConfig(announced_)));
     GRADQ_RETURN_IF_ERROR(folder_.WriteText(std::string(kConfigFile), config));
     GRADQ_RETURN_IF_ERROR(folder_.CopySmallFiles(inputs_.original->folder()));
     GRADQ_RETURN_IF_ERROR(folder_.WriteText(std::string(kGradqFile), GradqJson(recipe)));

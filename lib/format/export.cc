@@ -7,14 +7,11 @@
 
 #include "lib/base/status_macros.h"
 #include "lib/catalog/config_reader.h"
-#include "lib/catalog/strict_json.h"
 #include "lib/format/exports/writers.h"
 #include "lib/format/quantization_config.h"
 
 namespace gradq {
 namespace {
-
-using nlohmann::json;
 
 constexpr int64_t kConfigLimit = int64_t{256} << 20;
 
@@ -47,8 +44,7 @@ absl::Status ExportArtifact(const Artifact& artifact, std::string_view format,
   GRADQ_CHECK(binding != std::end(kBindings));
   GRADQ_ASSIGN_OR_RETURN(const std::string text,
                          artifact.folder().ReadAll(kConfigFile, kConfigLimit));
-  GRADQ_ASSIGN_OR_RETURN(json config, ParseJsonObject(text, kConfigFile));
-  config.erase("quantization_config");
+  GRADQ_ASSIGN_OR_RETURN(std::string config, RemoveConfigMember(text, kQuantizationConfigKey));
   FolderWriter writer(folder);
   return binding->write({.artifact = artifact,
                          .linears = linears,
@@ -58,7 +54,7 @@ absl::Status ExportArtifact(const Artifact& artifact, std::string_view format,
 }
 
 absl::Status WriteExportedModel(
-    const ExportInputs& inputs, const json& config,
+    const ExportInputs& inputs, std::string_view config_key, const nlohmann::json& config_value,
     absl::FunctionRef<WeightItem(const ExportedLinear& linear)> linear_item, FolderWriter& folder) {
   std::map<std::string, const ExportedLinear*> linears;
   for (const ExportedLinear& linear : inputs.linears) linears[linear.name + ".weight"] = &linear;
@@ -74,7 +70,9 @@ absl::Status WriteExportedModel(
   }
   GRADQ_RETURN_IF_ERROR(folder.WriteWeights(items, inputs.file_limit));
   GRADQ_RETURN_IF_ERROR(folder.CopySmallFiles(inputs.artifact.folder()));
-  return folder.WriteText(std::string(kConfigFile), CanonicalJson(config, 2) + "\n");
+  GRADQ_ASSIGN_OR_RETURN(const std::string config,
+                         InsertConfigMember(inputs.config, config_key, config_value));
+  return folder.WriteText(std::string(kConfigFile), config);
 }
 
 }  // namespace gradq

@@ -13,6 +13,8 @@
 
 namespace gradq {
 
+inline constexpr char kQuantizationConfigKey[] = "quantization_config";
+
 ExportedLinear ExportedLinearOf(const QuantizedLinear& linear);
 
 // The version of FORMAT.md that a reader must know.
@@ -24,9 +26,11 @@ nlohmann::json MakeQuantizationConfig(std::span<const ExportedLinear> linears);
 // Of linears that compressed-tensors can hold.
 nlohmann::json CompressedTensorsConfig(std::span<const ExportedLinear> linears);
 
-// The text of config.json with the member added (or, when it stood there as null, replaced); all
-// other bytes stay where there was none.
-absl::StatusOr<std::string> InsertQuantizationConfig(std::string_view config_json,
-                                                     const nlohmann::json& quantization_config);
+// The text of config.json with a member added (or, when it stood there, replaced); all other bytes
+// stay where there was none.
+absl::StatusOr<std::string> InsertConfigMember(std::string_view config_json, std::string_view key,
+                                               const nlohmann::json& value);
+// The same without a member: what InsertConfigMember added is cut out, and all other bytes stay.
+absl::StatusOr<std::string> RemoveConfigMember(std::string_view config_json, std::string_view key);
 
 }  // namespace gradq

@@ -63,18 +63,18 @@ absl::Status AppendPlanes(const Artifact& artifact, const std::string& name, App
 
 absl::Status ExportAnyPrecision(const ExportInputs& inputs, FolderWriter& folder) {
   const int bits = inputs.linears.front().bits;
-  nlohmann::json config = inputs.config;
-  config["anyprec"] = {{"seed_precision", bits},
-                       {"parent_precision", bits},
-                       {"group_count", 1},
-                       {"arch_config",
-                        {{"module_names",
-                          {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                           "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}},
-                         {"model_name", "model"},
-                         {"layers_name", "layers"}}}};
+  const nlohmann::json anyprec = {
+      {"seed_precision", bits},
+      {"parent_precision", bits},
+      {"group_count", 1},
+      {"arch_config",
+       {{"module_names",
+         {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}},
+        {"model_name", "model"},
+        {"layers_name", "layers"}}}};
   return WriteExportedModel(
-      inputs, config,
+      inputs, "anyprec", anyprec,
       [&](const ExportedLinear& linear) -> WeightItem {
         const int64_t out = linear.out_features, in = linear.in_features;
         return {.infos = {{.name = linear.name + ".qweight",

@@ -16,10 +16,8 @@ absl::Status AppendTensors(const Artifact& artifact, const std::string& name, Ap
 }  // namespace
 
 absl::Status ExportCompressedTensors(const ExportInputs& inputs, FolderWriter& folder) {
-  nlohmann::json config = inputs.config;
-  config["quantization_config"] = CompressedTensorsConfig(inputs.linears);
   return WriteExportedModel(
-      inputs, config,
+      inputs, kQuantizationConfigKey, CompressedTensorsConfig(inputs.linears),
       [&](const ExportedLinear& linear) -> WeightItem {
         QuantizedLinear sizes;
         sizes.name = linear.name;

@@ -25,11 +25,9 @@ absl::Status AppendWeights(const Artifact& artifact, const std::string& name, Ap
 }  // namespace
 
 absl::Status ExportDenseBf16(const ExportInputs& inputs, FolderWriter& folder) {
-  nlohmann::json config = inputs.config;
-  config["gradq_fake_quantized"] =
-      "weights of the linears are quantized values stored as bf16; nothing is packed";
   return WriteExportedModel(
-      inputs, config,
+      inputs, "gradq_fake_quantized",
+      "weights of the linears are quantized values stored as bf16; nothing is packed",
       [&](const ExportedLinear& linear) -> WeightItem {
         const int64_t bytes = linear.out_features * linear.in_features * DTypeSize(DType::kBF16);
         return {.infos = {{.name = linear.name + ".weight",

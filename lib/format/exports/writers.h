@@ -20,7 +20,7 @@ namespace gradq {
 struct ExportInputs {
   const Artifact& artifact;
   std::span<const ExportedLinear> linears;  // in checkpoint order
-  nlohmann::json config;                    // of the original: without quantization_config
+  std::string config;                       // text of config.json, without quantization_config
   int64_t file_limit;
 };
 
@@ -29,9 +29,10 @@ absl::Status ExportCompressedTensors(const ExportInputs& inputs, FolderWriter& f
 absl::Status ExportDenseBf16(const ExportInputs& inputs, FolderWriter& folder);
 
 // What every writer does: weight files with all tensors of the model in checkpoint order, each
-// linear as the item `linear` makes of it, then the small files and config.json with `config`.
+// linear as the item `linear_item` makes of it, then the small files and config.json with one more
+// member.
 absl::Status WriteExportedModel(
-    const ExportInputs& inputs, const nlohmann::json& config,
+    const ExportInputs& inputs, std::string_view config_key, const nlohmann::json& config_value,
     absl::FunctionRef<WeightItem(const ExportedLinear& linear)> linear_item, FolderWriter& folder);
 
 }  // namespace gradq
