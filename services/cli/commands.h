@@ -18,6 +18,8 @@ void AddPlanCommand(CLI::App& app, Command& chosen);
 void AddSubmitCommand(CLI::App& app, Command& chosen);
 void AddJobsCommands(CLI::App& app, Command& chosen);
 void AddDownloadCommand(CLI::App& app, Command& chosen);
+void AddExportCommand(CLI::App& app, Command& chosen);
+void AddFrontierCommand(CLI::App& app, Command& chosen);
 void AddInferenceCommands(CLI::App& app, Command& chosen);  // eval, compare, generate
 void AddInspectCommand(CLI::App& app, Command& chosen);
 void AddMethodsCommand(CLI::App& app, Command& chosen);

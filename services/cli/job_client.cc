@@ -206,6 +206,14 @@ absl::StatusOr<v1::ListWorkersResponse> JobClient::Workers() {
       request, kCallTimeout, [&](auto... arguments) { return stub_->ListWorkers(arguments...); });
 }
 
+absl::StatusOr<v1::Frontier> JobClient::Frontier(const std::string& name, int max_points) {
+  v1::GetFrontierRequest request;
+  request.set_name(name);
+  request.set_max_points(max_points);
+  return Unary<v1::Frontier>(request, kCallTimeout,
+                             [&](auto... arguments) { return stub_->GetFrontier(arguments...); });
+}
+
 absl::StatusOr<v1::Job> JobClient::Watch(const std::string& name,
                                          const std::function<bool(const v1::Job&)>& update,
                                          const std::function<absl::Status()>& idle) {
@@ -234,7 +242,7 @@ absl::StatusOr<v1::Job> JobClient::Watch(const std::string& name,
   }
 }
 
-absl::Status JobClient::Download(const std::string& name, const std::string& folder) {
+absl::Status JobClient::Download(const std::string& name, const std::string& folder, bool replace) {
   const FetchRange fetch =
       [&](const std::string& file, int64_t offset, int64_t length,
           absl::FunctionRef<absl::Status(const v1::FileChunk&)> receive) -> absl::Status {
@@ -260,7 +268,7 @@ absl::Status JobClient::Download(const std::string& name, const std::string& fol
   };
   GRADQ_ASSIGN_OR_RETURN(const auto remote, OpenRemoteFolder(name, fetch));
   GRADQ_ASSIGN_OR_RETURN(const std::vector<FolderEntry> entries, remote->List());
-  GRADQ_ASSIGN_OR_RETURN(AtomicFolder target, AtomicFolder::Create(folder, /*replace=*/false));
+  GRADQ_ASSIGN_OR_RETURN(AtomicFolder target, AtomicFolder::Create(folder, replace));
   for (const FolderEntry& entry : entries) {
     GRADQ_ASSIGN_OR_RETURN(const auto file, remote->Open(entry.name));
     GRADQ_ASSIGN_OR_RETURN(FileWriter writer,

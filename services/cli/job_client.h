@@ -31,6 +31,9 @@ class JobClient {
   absl::StatusOr<std::vector<v1::Task>> Tasks(const std::string& job);
   absl::StatusOr<v1::ListWorkersResponse> Workers();
 
+  // Bits against loss of a job with mixed widths; `max_points` 0: the coordinator's choice.
+  absl::StatusOr<v1::Frontier> Frontier(const std::string& name, int max_points);
+
   // Follows a job to a terminal state, through restarts of the coordinator. `update` sees each
   // change; returning false ends the watch. `idle` is called at least every 200 ms; returning an
   // error ends the watch with it.
@@ -38,8 +41,8 @@ class JobClient {
                                 const std::function<bool(const v1::Job&)>& update,
                                 const std::function<absl::Status()>& idle);
 
-  // Every file of the artifact into `folder`, verified.
-  absl::Status Download(const std::string& name, const std::string& folder);
+  // Every file of the artifact into `folder`, verified. ALREADY_EXISTS unless `replace`.
+  absl::Status Download(const std::string& name, const std::string& folder, bool replace);
 
  private:
   explicit JobClient(std::shared_ptr<grpc::Channel> channel);

@@ -77,6 +77,8 @@ void AddCatalogFlags(CLI::App& command, std::span<const Row> rows,
 std::string MethodFlag(std::string_view option) { return StrCat("--", WithDashes(option)); }
 
 std::string OutlierFlag(std::string_view option) {
+  // The one that has a name of its own in the command-line contract.
+  if (option == "nodes") return "--outlier-nodes,--nodes";
   return StrCat("--outlier-", WithDashes(option));
 }
 

@@ -43,7 +43,7 @@ struct JobFlags {
 };
 
 // The flag of a catalog option: "--sensitive-fraction", for an outlier policy's
-// "--outlier-sensitive-fraction".
+// "--outlier-sensitive-fraction"; a second name follows after a comma.
 std::string MethodFlag(std::string_view option);
 std::string OutlierFlag(std::string_view option);
 

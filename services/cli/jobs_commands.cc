@@ -2,7 +2,6 @@
 #include <memory>
 
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
 #include "google/protobuf/util/json_util.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
@@ -10,27 +9,10 @@
 #include "services/cli/job_client.h"
 #include "services/cli/job_flags.h"
 #include "services/cli/progress.h"
-#include "services/rpc/signals.h"
+#include "services/cli/remote.h"
 
 namespace gradq {
 namespace {
-
-struct Remote {
-  std::string coordinator;
-  bool insecure = false;
-};
-
-void AddRemoteFlags(CLI::App& command, Remote& remote) {
-  command.add_option("--coordinator", remote.coordinator, "Address of the coordinator")
-      ->required()
-      ->type_name("HOST:PORT")
-      ->envname("GRADQ_COORDINATOR");
-  command.add_flag("--insecure", remote.insecure, "Allow plaintext beyond loopback");
-}
-
-absl::StatusOr<JobClient> Connect(const Remote& remote) {
-  return JobClient::Connect(remote.coordinator, remote.insecure, absl::Seconds(10));
-}
 
 std::string StateName(v1::Job::State state) { return v1::Job::State_Name(state); }
 
@@ -51,22 +33,8 @@ absl::Status PrintJson(const google::protobuf::Message& message) {
   return absl::OkStatus();
 }
 
-// Ctrl-C ends the watch, never the job.
-absl::Status WatchToEnd(JobClient& client, const std::string& name) {
-  ProgressView view(ProgressView::StyleForStderr());
-  GRADQ_ASSIGN_OR_RETURN(const v1::Job job,
-                         client.Watch(
-                             name,
-                             [&](const v1::Job& update) {
-                               view.Update(update, absl::Now());
-                               return true;
-                             },
-                             []() -> absl::Status {
-                               if (Signals::Wait(absl::ZeroDuration()) == 0)
-                                 return absl::OkStatus();
-                               return absl::CancelledError("stopped watching; the job goes on");
-                             }));
-  view.Clear();
+absl::Status WatchAndPrint(JobClient& client, const std::string& name) {
+  GRADQ_ASSIGN_OR_RETURN(const v1::Job job, WatchJob(client, name));
   PrintLine(job);
   if (job.state() == v1::Job::SUCCEEDED) return absl::OkStatus();
   return absl::AbortedError(
@@ -99,7 +67,7 @@ absl::Status RunSubmit(const SubmitFlags& flags) {
     std::printf("%s\n", job.name().c_str());
     std::fflush(stdout);
   }
-  return flags.watch ? WatchToEnd(client, job.name()) : absl::OkStatus();
+  return flags.watch ? WatchAndPrint(client, job.name()) : absl::OkStatus();
 }
 
 absl::Status RunList(const Remote& remote, bool json) {
@@ -188,7 +156,7 @@ void AddJobsCommands(CLI::App& app, Command& chosen) {
   });
   add("watch", "Follow a job to its end", true, [](const Flags& f) -> absl::Status {
     GRADQ_ASSIGN_OR_RETURN(JobClient client, Connect(f.remote));
-    return WatchToEnd(client, f.name);
+    return WatchAndPrint(client, f.name);
   });
   add("cancel", "Cancel a job", true, [](const Flags& f) -> absl::Status {
     GRADQ_ASSIGN_OR_RETURN(JobClient client, Connect(f.remote));
@@ -214,7 +182,7 @@ void AddDownloadCommand(CLI::App& app, Command& chosen) {
   command->callback([flags, &chosen] {
     chosen = [flags]() -> absl::Status {
       GRADQ_ASSIGN_OR_RETURN(JobClient client, Connect(flags->remote));
-      return client.Download(flags->name, flags->folder);
+      return client.Download(flags->name, flags->folder, /*replace=*/false);
     };
   });
 }

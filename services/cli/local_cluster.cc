@@ -14,6 +14,8 @@ namespace {
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 constexpr char kCoordinator[] = "coordinator";
+// Who keeps the data folder decides when its shards go: ten years.
+constexpr char kRetention[] = "87600h";
 constexpr absl::Duration kStopGrace = absl::Seconds(3);
 
 int CoresOr(int threads) {
@@ -39,10 +41,11 @@ absl::StatusOr<LocalCluster> LocalCluster::Start(const ClusterOptions& options) 
   LocalCluster cluster(std::move(work));
   const std::string& folder = cluster.work_.path();
   const std::string port_file = folder + "/coordinator.port";
+  const std::string data = options.data_folder.empty() ? folder + "/data" : options.data_folder;
   GRADQ_RETURN_IF_ERROR(cluster.Launch(
       kCoordinator, "gradq-coordinator",
-      {"--data-dir", folder + "/data", "--model-root", "/", "--output-root", "/", "--listen",
-       "127.0.0.1:0", "--port-file", port_file, "--log-level", options.log_level}));
+      {"--data-dir", data, "--model-root", "/", "--output-root", "/", "--listen", "127.0.0.1:0",
+       "--port-file", port_file, "--retention", kRetention, "--log-level", options.log_level}));
   GRADQ_ASSIGN_OR_RETURN(cluster.address_,
                          WaitForPortFile(cluster.servers_[0].process, port_file, kStartTimeout));
   // A coordinator that is started again must be found where it was.

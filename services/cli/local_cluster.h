@@ -21,6 +21,9 @@ struct ClusterOptions {
   int threads = 0;  // cores to share; 0: all
   std::string device = "cpu";
   std::string work_folder;  // parent of the private folder; empty: the system's temporary folder
+  // The coordinator's jobs, texts and shards; stays. Empty: in the private folder, removed at the
+  // end.
+  std::string data_folder;
   std::string log_level = "info";
 };
 

@@ -55,6 +55,8 @@ int main(int argc, char** argv) {
   gradq::AddSubmitCommand(app, chosen);
   gradq::AddJobsCommands(app, chosen);
   gradq::AddDownloadCommand(app, chosen);
+  gradq::AddExportCommand(app, chosen);
+  gradq::AddFrontierCommand(app, chosen);
   gradq::AddInferenceCommands(app, chosen);
   gradq::AddInspectCommand(app, chosen);
   gradq::AddMethodsCommand(app, chosen);

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "absl/strings/str_format.h"
+#include "lib/catalog/export_formats.h"
 #include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/quantizers.h"
 #include "services/cli/commands.h"
@@ -17,7 +18,7 @@ void PrintOptions(std::span<const OptionSpec> options, std::string (*flag)(std::
     const std::string range = option.type == OptionSpec::Type::kChoice
                                   ? std::string(option.choices)
                                   : absl::StrFormat("%.10g .. %.10g", option.min, option.max);
-    std::printf("      %-16s %s (default %s; %s)\n", flag(option.name).c_str(),
+    std::printf("      %-30s %s (default %s; %s)\n", flag(option.name).c_str(),
                 std::string(option.help).c_str(), std::string(option.default_value).c_str(),
                 range.c_str());
   }
@@ -37,14 +38,19 @@ absl::Status RunMethods() {
     if (!row.paper.empty()) std::printf("      %s\n", std::string(row.paper).c_str());
     PrintOptions(row.options, OutlierFlag);
   }
+  std::printf("Export formats (gradq export --format)\n");
+  for (const ExportFormatRow& row : ExportFormats()) {
+    std::printf("  %-18s %s\n      %s\n", std::string(row.name).c_str(),
+                std::string(row.summary).c_str(), std::string(row.files).c_str());
+  }
   return absl::OkStatus();
 }
 
 }  // namespace
 
 void AddMethodsCommand(CLI::App& app, Command& chosen) {
-  CLI::App* command =
-      app.add_subcommand("methods", "Quantizers and outlier policies with their options");
+  CLI::App* command = app.add_subcommand(
+      "methods", "Quantizers, outlier policies and export formats with their options");
   command->callback([&chosen] { chosen = RunMethods; });
 }
 

@@ -1,9 +1,8 @@
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "absl/time/clock.h"
 #include "lib/base/files.h"
@@ -13,9 +12,8 @@
 #include "services/cli/job_client.h"
 #include "services/cli/job_flags.h"
 #include "services/cli/local_cluster.h"
-#include "services/cli/progress.h"
+#include "services/cli/local_job.h"
 #include "services/cli/report.h"
-#include "services/rpc/signals.h"
 
 namespace gradq {
 namespace {
@@ -26,105 +24,28 @@ struct QuantizeFlags {
   bool json = false;
 };
 
-// Paths as the coordinator will see them: absolute, whatever the user's folder is.
-absl::StatusOr<std::string> AbsolutePath(const std::string& path) {
-  std::error_code error;
-  const auto absolute = std::filesystem::absolute(path, error);
-  if (error) return ErrnoToStatus(error.value(), "cannot resolve path", path);
-  return absolute.lexically_normal().string();
-}
-
-absl::StatusOr<v1::JobSpec> PrepareSpec(const JobFlags& flags, JobClient& client) {
-  v1::JobSpec spec = ToSpec(flags);
-  GRADQ_ASSIGN_OR_RETURN(*spec.mutable_model(), AbsolutePath(flags.model));
-  if (!flags.output.empty()) {
-    GRADQ_ASSIGN_OR_RETURN(*spec.mutable_output(), AbsolutePath(flags.output));
-  }
-  GRADQ_ASSIGN_OR_RETURN(*spec.mutable_calibration_blob(), client.UploadFile(flags.calibration));
-  if (!flags.evaluation.empty()) {
-    GRADQ_ASSIGN_OR_RETURN(*spec.mutable_evaluation_blob(), client.UploadFile(flags.evaluation));
-  }
-  return spec;
-}
-
-// The plan counts the workers that are ready when the job leaves QUEUED, so all of ours must be.
-absl::Status WaitForWorkers(int workers, JobClient& client, LocalCluster& cluster) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(60);
-  while (absl::Now() < deadline) {
-    GRADQ_ASSIGN_OR_RETURN(const v1::ListWorkersResponse response, client.Workers());
-    const auto ready = std::count_if(
-        response.workers().begin(), response.workers().end(), [](const v1::Worker& worker) {
-          return worker.kind() == v1::Worker::COMPUTE && worker.state() == v1::Worker::READY;
-        });
-    if (ready >= workers) return absl::OkStatus();
-    GRADQ_RETURN_IF_ERROR(cluster.Supervise());
-    if (Signals::Wait(absl::ZeroDuration()) != 0) return absl::CancelledError("interrupted");
-    absl::SleepFor(absl::Milliseconds(10));
-  }
-  return absl::DeadlineExceededError(
-      StrCat("workers were not ready in time: ", workers, "\n", cluster.LogTails()));
-}
-
-// Watches the job and the children; Ctrl-C and SIGTERM cancel the job first.
-absl::StatusOr<v1::Job> Follow(const std::string& name, JobClient& client, LocalCluster& cluster,
-                               ProgressView& view) {
-  bool interrupted = false;
-  absl::StatusOr<v1::Job> job = client.Watch(
-      name,
-      [&](const v1::Job& update) {
-        view.Update(update, absl::Now());
-        return true;
-      },
-      [&]() -> absl::Status {
-        if (Signals::Wait(absl::ZeroDuration()) != 0) {
-          // A second signal does not wait for the workers.
-          if (interrupted) return absl::CancelledError("interrupted twice");
-          interrupted = true;
-          if (absl::StatusOr<v1::Job> cancelled = client.Cancel(name); !cancelled.ok())
-            return cancelled.status();
-        }
-        return cluster.Supervise();
-      });
-  view.Clear();
-  if (interrupted && (!job.ok() || job->state() != v1::Job::SUCCEEDED))
-    return absl::CancelledError("interrupted");
-  return job;
+LocalJob ToLocalJob(const QuantizeFlags& flags) {
+  return {ToSpec(flags.job), flags.job.calibration, flags.job.evaluation, flags.cluster};
 }
 
 absl::Status RunQuantize(const QuantizeFlags& flags) {
   const absl::Time start = absl::Now();
-  // Cheap refusals before any process starts; the coordinator checks all of it again.
-  GRADQ_RETURN_IF_ERROR(OpenLocalFolder(flags.job.model).status());
-  GRADQ_RETURN_IF_ERROR(OpenLocalFile(flags.job.calibration).status());
-  if (!flags.job.evaluation.empty())
-    GRADQ_RETURN_IF_ERROR(OpenLocalFile(flags.job.evaluation).status());
-  if (!flags.job.force && PathExists(flags.job.output)) {
-    return absl::AlreadyExistsError(
-        StrCat("output exists (replace it with --force): ", flags.job.output));
-  }
-
-  ClusterOptions options = flags.cluster;
-  options.inference = !flags.job.evaluation.empty();
-  GRADQ_ASSIGN_OR_RETURN(LocalCluster cluster, LocalCluster::Start(options));
-  GRADQ_ASSIGN_OR_RETURN(JobClient client,
-                         JobClient::Connect(cluster.coordinator(), false, absl::Seconds(30)));
-  GRADQ_ASSIGN_OR_RETURN(const v1::JobSpec spec, PrepareSpec(flags.job, client));
-  GRADQ_RETURN_IF_ERROR(WaitForWorkers(options.workers, client, cluster));
-  GRADQ_ASSIGN_OR_RETURN(const v1::Job created, client.Create(spec, NewRequestId()));
-
-  ProgressView view(ProgressView::StyleForStderr());
-  GRADQ_ASSIGN_OR_RETURN(const v1::Job job, Follow(created.name(), client, cluster, view));
-  if (job.state() != v1::Job::SUCCEEDED) {
-    const auto code = static_cast<absl::StatusCode>(job.code());
-    return absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
-                        StrCat(job.name(), " failed: ", job.message(), "\n", cluster.LogTails()));
-  }
-  const absl::Time end = absl::Now();
-  GRADQ_ASSIGN_OR_RETURN(const std::vector<v1::Task> tasks, client.Tasks(job.name()));
+  GRADQ_ASSIGN_OR_RETURN(const FinishedJob finished, RunLocalJob(ToLocalJob(flags)));
+  const std::optional<double> outliers = OutlierFraction(finished.job.artifact_path());
   if (flags.json) {
-    std::printf("%s\n", QuantizeJson(job).c_str());
+    std::printf("%s\n", QuantizeJson(finished.job, outliers).c_str());
+    return absl::OkStatus();
+  }
+  std::printf(
+      "%s",
+      QuantizeTable(finished.job, absl::Now() - start, finished.idle_share, outliers).c_str());
+  if (!finished.frontier.has_value()) return absl::OkStatus();
+  std::printf("\n%s", FrontierTable(finished.job.name(), *finished.frontier).c_str());
+  if (flags.cluster.data_folder.empty()) {
+    std::printf("Kept with --keep-data DIR, `gradq export` makes each of these points.\n");
   } else {
-    std::printf("%s", QuantizeTable(job, end - start, IdleShare(tasks, start, end)).c_str());
+    std::printf("Another point: gradq export %s --data-dir %s --average-bits B --output OUT\n",
+                finished.job.name().c_str(), flags.cluster.data_folder.c_str());
   }
   return absl::OkStatus();
 }
@@ -141,7 +62,7 @@ absl::Status RunPlan(const QuantizeFlags& flags, const std::string& coordinator,
   GRADQ_ASSIGN_OR_RETURN(JobClient client, JobClient::Connect(target, insecure, absl::Seconds(30)));
   v1::JobSpec spec;
   if (coordinator.empty()) {
-    GRADQ_ASSIGN_OR_RETURN(spec, PrepareSpec(flags.job, client));
+    GRADQ_ASSIGN_OR_RETURN(spec, PrepareSpec(ToLocalJob(flags), client));
   } else {
     spec = ToSpec(flags.job);
     GRADQ_ASSIGN_OR_RETURN(*spec.mutable_calibration_blob(),
@@ -194,7 +115,11 @@ void AddQuantizeCommand(CLI::App& app, Command& chosen) {
       "  gradq quantize --model llama --calibration text.txt --output out --bits 2 --evaluation "
       "valid.txt --json\n"
       "  gradq quantize --model llama --calibration text.txt --output out --method rtn --bits 4 "
-      "--workers 1");
+      "--workers 1\n"
+      "  gradq quantize --model llama --calibration text.txt --output out --bits 2 --outliers "
+      "squeezellm\n"
+      "  gradq quantize --model llama --calibration text.txt --output out --average-bits 2.8 "
+      "--keep-data kept");
   AddJobFlags(*command, flags->job, /*output_required=*/true);
   flags->cluster.workers = 2;
   command->add_option("--workers", flags->cluster.workers, "Worker processes")
@@ -207,6 +132,11 @@ void AddQuantizeCommand(CLI::App& app, Command& chosen) {
       ->capture_default_str();
   command->add_option("--device", flags->cluster.device, "cpu or cuda:N")->capture_default_str();
   command->add_option("--work-dir", flags->cluster.work_folder, "Parent of the temporary folder")
+      ->type_name("DIR");
+  command
+      ->add_option("--keep-data", flags->cluster.data_folder,
+                   "Keep jobs and shards in this folder: with --average-bits, `gradq frontier` and "
+                   "`gradq export` read them later (--data-dir)")
       ->type_name("DIR");
   command->add_flag("--json", flags->json, "Print the result as one JSON object");
   command->callback([flags, &chosen] { chosen = [flags] { return RunQuantize(*flags); }; });

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "lib/base/files.h"
 #include "lib/base/strings.h"
+#include "lib/format/inspect.h"
 #include "services/cli/progress.h"
 
 namespace gradq {
@@ -32,6 +35,19 @@ std::string Row(const std::string& name, const std::string& value) {
   return absl::StrFormat("  %-30s %s\n", name, value);
 }
 
+std::string ShrinkageText(double shrinkage) {
+  if (shrinkage == 1) return "none: it did not lower the loss on the windows held out";
+  return absl::StrFormat("shrinkage %g, by the loss on the windows held out", shrinkage);
+}
+
+// "integral 0.1690 nats, measured 0.1691 (0.06 %)"
+std::string PathCheckText(const v1::PathCheck& check) {
+  const double relative =
+      check.measured() == 0 ? 0 : std::fabs(check.integral() / check.measured() - 1);
+  return absl::StrFormat("integral %.4f nats, measured %.4f (%.2f %%)", check.integral(),
+                         check.measured(), 100 * relative);
+}
+
 }  // namespace
 
 std::string FormatBytes(double bytes) {
@@ -48,7 +64,7 @@ absl::Duration JobDuration(const v1::Job& job) {
   return ToTime(job.end_time()) - ToTime(job.create_time());
 }
 
-std::string QuantizeJson(const v1::Job& job) {
+std::string QuantizeJson(const v1::Job& job, std::optional<double> outlier_fraction) {
   const v1::JobProgress& progress = job.progress();
   ordered_json phases = ordered_json::object();
   for (const auto& [name, seconds] :
@@ -62,20 +78,40 @@ std::string QuantizeJson(const v1::Job& job) {
                          {"predicted_loss_increase", nullptr},
                          {"average_bits", progress.average_bits()},
                          {"bytes", progress.artifact_bytes()},
-                         {"evaluation", nullptr}};
+                         {"evaluation", nullptr},
+                         {"path_checks", ordered_json::array()},
+                         {"shrinkage", nullptr},
+                         {"outlier_fraction", nullptr}};
   if (progress.has_predicted_loss_increase())
     result["predicted_loss_increase"] = progress.predicted_loss_increase();
   if (job.validation().state() == v1::Validation::DONE)
     result["evaluation"] = ToJson(job.validation().comparison());
+  for (const v1::PathCheck& check : progress.path_checks()) {
+    result["path_checks"].push_back({{"round", check.round()},
+                                     {"purpose", check.purpose()},
+                                     {"integral", check.integral()},
+                                     {"measured", check.measured()}});
+  }
+  if (progress.has_shrinkage()) result["shrinkage"] = progress.shrinkage();
+  if (outlier_fraction.has_value()) result["outlier_fraction"] = *outlier_fraction;
   return result.dump();
 }
 
-std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_share) {
+std::string ResultTable(const v1::Job& job, std::optional<double> outlier_fraction) {
   const v1::JobProgress& progress = job.progress();
   std::string table = StrCat(job.artifact_path(), "\n");
   table += Row("average bits per weight", absl::StrFormat("%.3f", progress.average_bits()));
   table += Row("bytes", StrCat(FormatBytes(static_cast<double>(progress.original_bytes())), " -> ",
                                FormatBytes(static_cast<double>(progress.artifact_bytes()))));
+  if (outlier_fraction.value_or(0) > 0) {
+    table += Row("outliers", absl::StrFormat("%.3f %% of the weights, in fp16 beside the codes",
+                                             100 * *outlier_fraction));
+  }
+  if (progress.has_shrinkage()) table += Row("coupling", ShrinkageText(progress.shrinkage()));
+  for (const v1::PathCheck& check : progress.path_checks()) {
+    table += Row(StrCat("loss path, round ", check.round(), " (", check.purpose(), ")"),
+                 PathCheckText(check));
+  }
   if (progress.has_predicted_loss_increase()) {
     table += Row("loss increase, predicted", absl::StrFormat("%.4f nats per token (calibration)",
                                                              progress.predicted_loss_increase()));
@@ -98,6 +134,13 @@ std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_s
                  StrCat(validation.state() == v1::Validation::SKIPPED ? "skipped: " : "failed: ",
                         validation.message()));
   }
+  return table;
+}
+
+std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_share,
+                          std::optional<double> outlier_fraction) {
+  const v1::JobProgress& progress = job.progress();
+  std::string table = ResultTable(job, outlier_fraction);
   constexpr const char* kPhases[] = {"queue", "forward",  "backward",
                                      "solve", "assemble", "validate"};
   for (const char* phase : kPhases) {
@@ -112,12 +155,73 @@ std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_s
   return table;
 }
 
+std::string FrontierTable(const std::string& job, const v1::Frontier& frontier) {
+  std::string table = absl::StrFormat(
+      "%s: widths per linear between %.4f and %.4f bits per weight\n"
+      "  %8s  %10s  %10s  %6s %6s %6s\n",
+      job, frontier.least_bits(), frontier.most_bits(), "bits", "predicted", "measured", "2-bit",
+      "3-bit", "4-bit");
+  for (const v1::Frontier::Point& point : frontier.points()) {
+    const auto linears = [&](int bits) {
+      const auto it = point.linears_by_bits().find(bits);
+      return it == point.linears_by_bits().end() ? 0 : it->second;
+    };
+    const std::string measured = point.has_measured_loss_increase()
+                                     ? absl::StrFormat("%.4f", point.measured_loss_increase())
+                                     : "";
+    const std::string made =
+        point.job().empty() ? "" : StrCat("  <- ", point.job() == job ? "this job" : point.job());
+    table += absl::StrFormat("  %8.4f  %10.4f  %10s  %6d %6d %6d%s\n", point.average_bits(),
+                             point.predicted_loss_increase(), measured, linears(2), linears(3),
+                             linears(4), made);
+  }
+  return table;
+}
+
+std::string FrontierJson(const std::string& job, const v1::Frontier& frontier) {
+  ordered_json points = ordered_json::array();
+  for (const v1::Frontier::Point& point : frontier.points()) {
+    ordered_json linears = ordered_json::object();
+    for (const auto& [bits, count] :
+         std::map(point.linears_by_bits().begin(), point.linears_by_bits().end())) {
+      linears[std::to_string(bits)] = count;
+    }
+    ordered_json entry = {{"average_bits", point.average_bits()},
+                          {"predicted_loss_increase", point.predicted_loss_increase()},
+                          {"measured_loss_increase", nullptr},
+                          {"job", nullptr},
+                          {"linears", std::move(linears)}};
+    if (point.has_measured_loss_increase())
+      entry["measured_loss_increase"] = point.measured_loss_increase();
+    if (!point.job().empty()) entry["job"] = point.job();
+    points.push_back(std::move(entry));
+  }
+  return ordered_json{{"job", job},
+                      {"least_bits", frontier.least_bits()},
+                      {"most_bits", frontier.most_bits()},
+                      {"points", std::move(points)}}
+      .dump();
+}
+
+std::optional<double> OutlierFraction(const std::string& artifact) {
+  absl::StatusOr<std::unique_ptr<ReadableFolder>> folder = OpenLocalFolder(artifact);
+  if (!folder.ok()) return std::nullopt;
+  const absl::StatusOr<Inspection> inspection = InspectArtifact(*std::move(folder));
+  if (!inspection.ok()) return std::nullopt;
+  double apart = 0, weights = 0;
+  for (const InspectedLinear& linear : inspection->linears) {
+    const auto count = static_cast<double>(linear.out_features * linear.in_features);
+    weights += count;
+    apart += linear.outlier_fraction * count;
+  }
+  return weights > 0 ? apart / weights : 0;
+}
+
 double IdleShare(const std::vector<v1::Task>& tasks, absl::Time start, absl::Time end) {
   if (end <= start) return 0;
   std::vector<std::pair<absl::Time, absl::Time>> busy;
   for (const v1::Task& task : tasks) {
-    const bool numeric =
-        task.spec().has_run_stage() || task.spec().has_solve_linear() || task.spec().has_validate();
+    const bool numeric = !task.spec().has_decide() && !task.spec().has_assemble();
     if (!numeric || !task.has_start_time() || !task.has_end_time()) continue;
     busy.emplace_back(ToTime(task.start_time()), ToTime(task.end_time()));
   }

@@ -2,11 +2,12 @@
 
 // What a finished job prints: the table for people and the JSON of the command-line contract.
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
-#include "gradq/v1/job.pb.h"
+#include "gradq/v1/job_service.pb.h"
 
 namespace gradq {
 
@@ -14,13 +15,25 @@ namespace gradq {
 // artifact's rename.
 absl::Duration JobDuration(const v1::Job& job);
 
-// {job, output, seconds, phases, predicted_loss_increase, average_bits, bytes, evaluation}; seconds
-// are JobDuration.
-std::string QuantizeJson(const v1::Job& job);
+// {job, output, seconds, phases, predicted_loss_increase, average_bits, bytes, evaluation,
+// path_checks, shrinkage, outlier_fraction}; seconds are JobDuration.
+std::string QuantizeJson(const v1::Job& job, std::optional<double> outlier_fraction);
 
-// Original and quantized perplexity, KL, agreement, bytes, predicted and measured loss increase,
-// seconds per phase.
-std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_share);
+// What came out: bits, bytes, outliers, predicted and measured loss increase, perplexities, KL,
+// agreement, the checks along the way.
+std::string ResultTable(const v1::Job& job, std::optional<double> outlier_fraction);
+// ResultTable, then seconds per phase.
+std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_share,
+                          std::optional<double> outlier_fraction);
+
+// Bits against loss of a job with mixed widths; the job's own point is marked.
+std::string FrontierTable(const std::string& job, const v1::Frontier& frontier);
+// {job, least_bits, most_bits, points: [{average_bits, predicted_loss_increase,
+// measured_loss_increase, job, linears}]}; linears by width, null where not known.
+std::string FrontierJson(const std::string& job, const v1::Frontier& frontier);
+
+// Share of an artifact's weights that are kept apart; nullopt when the folder cannot be read.
+std::optional<double> OutlierFraction(const std::string& artifact);
 
 // {perplexity, reference_perplexity, kl, top1_agreement, tokens, seconds}
 std::string ComparisonJson(const v1::Comparison& comparison);

@@ -36,6 +36,8 @@ struct CoordinatorOptions {
   std::string data_dir;     // created when absent
   std::string model_root;   // empty: no model can be named
   std::string output_root;  // empty: artifacts stay in data_dir
+  // How long the shards of a job with mixed widths are kept after its end.
+  absl::Duration retention = absl::Hours(24 * 7);
   CoreOptions core;
 };
 

@@ -156,6 +156,26 @@ TEST_F(Refusals, Recipe) {
   ExpectRefused({"--stages", "4"}, 1, {"4", "3"});
 }
 
+TEST_F(Refusals, Outliers) {
+  ExpectRefused({"--outliers", "squeezellm", "--outlier-fraction", "0.3"}, 1,
+                {"fraction", "0..0.2", "0.3"});
+  ExpectRefused({"--outlier-fraction", "0.01"}, 1, {"without an outlier policy", "fraction"});
+  ExpectRefused({"--outliers", "gwq", "--nodes", "3"}, 1, {"gwq", "nodes"});
+  ExpectRefused({"--outliers", "gwq", "--outlier-samples", "5"}, 1, {"5", "4"});
+  ExpectRefused({"--outliers", "squeezellm", "--method", "rtn", "--forward-only"}, 1,
+                {"forward-only", "squeezellm", "fisher_diagonal"});
+  ExpectRefused({"--forward-only"}, 1, {"forward-only", "lnq", "guided"});
+}
+
+TEST_F(Refusals, MixedWidthsAndCoupling) {
+  ExpectRefused({"--average-bits", "1.9"}, 1, {"1.9", "reaches"});
+  ExpectRefused({"--average-bits", "9"}, 1, {"9", "reaches"});
+  ExpectRefused({"--average-bits", "-1"}, 2, {"-1"});
+  ExpectRefused({"--average-bits", "3", "--bits", "3"}, 2, {"--average-bits", "--bits"});
+  ExpectRefused({"--objective", "coupled"}, 1, {"held out", "8", "4"});
+  ExpectRefused({"--objective", "coupled", "--method", "rtn"}, 1, {"coupled", "rtn"});
+}
+
 TEST_F(Refusals, OutputIsKeptUnlessForced) {
   fs::create_directories(Path("out"));
   Write("out/precious", "data");

@@ -1,6 +1,8 @@
 // What bad input gets from the coordinator: a clear error with the value, the right code, and
 // nothing left behind.
 
+#include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -125,6 +127,96 @@ TEST_F(CoordinatorRefusals, BadRecipes) {
   Refused(kInvalid, "-4", [](Spec& spec) { spec.set_sequences(-4); });
   Refused(kInvalid, "float8", [](Spec& spec) { spec.set_compute_dtype("float8"); });
   Refused(kInvalid, "77", [](Spec& spec) { spec.set_stages(77); });
+}
+
+TEST_F(CoordinatorRefusals, BadOutlierPolicies) {
+  using Spec = v1::JobSpec;
+  const auto policy = [](const std::string& name, const std::string& option,
+                         const std::string& value) {
+    return [=](Spec& spec) {
+      spec.mutable_recipe()->set_outliers(name);
+      if (!option.empty()) (*spec.mutable_recipe()->mutable_outlier_options())[option] = value;
+    };
+  };
+  Refused(kInvalid, "squeezellm: option fraction must be a number in 0..0.2: 0.3",
+          policy("squeezellm", "fraction", "0.3"));
+  Refused(kInvalid, "0..0.2: -0.001", policy("gwq", "fraction", "-0.001"));
+  Refused(kInvalid, "0..0.2: nan", policy("pqi", "fraction", "nan"));
+  Refused(kInvalid, "unknown option of gwq: nodes", policy("gwq", "nodes", "3"));
+  Refused(kInvalid, "outlier option without an outlier policy: fraction",
+          policy("none", "fraction", "0.01"));
+  Refused(kInvalid, "sensitive_fraction above the whole fraction: 0.01, 0.0045",
+          policy("squeezellm", "sensitive_fraction", "0.01"));
+  // Four windows are calibrated on.
+  Refused(kInvalid, "5, 4", policy("gwq", "samples", "5"));
+}
+
+TEST_F(CoordinatorRefusals, GradientsWhereTheJobExcludesThem) {
+  const auto forward_only = [](const std::string& method, const std::string& objective,
+                               const std::string& outliers) {
+    return [=](v1::JobSpec& spec) {
+      spec.set_forward_only(true);
+      spec.mutable_recipe()->set_method(method);
+      spec.mutable_recipe()->set_objective(objective);
+      spec.mutable_recipe()->set_outliers(outliers);
+    };
+  };
+  Refused(kInvalid, "method lnq with objective guided (fisher_blocks)",
+          forward_only("lnq", "guided", "none"));
+  Refused(kInvalid, "method squeezellm (fisher_diagonal)",
+          forward_only("squeezellm", "guided", "none"));
+  Refused(kInvalid, "outlier policy squeezellm (fisher_diagonal)",
+          forward_only("rtn", "guided", "squeezellm"));
+  Refused(kInvalid, "outlier policy gwq (weight_gradient)", forward_only("rtn", "plain", "gwq"));
+  Refused(kInvalid, "outlier policy pqi", forward_only("lnq", "plain", "pqi"));
+  for (const char* method : {"lnq", "rtn"}) {
+    v1::JobSpec spec = Spec();
+    forward_only(method, "plain", "none")(spec);
+    EXPECT_TRUE(Create(spec, "", /*validate_only=*/true).ok()) << method;
+  }
+}
+
+TEST_F(CoordinatorRefusals, WhatTheCoupledObjectiveNeeds) {
+  const auto coupled = [](const std::string& option, const std::string& value) {
+    return [=](v1::JobSpec& spec) {
+      spec.mutable_recipe()->set_objective("coupled");
+      if (!option.empty()) (*spec.mutable_recipe()->mutable_options())[option] = value;
+    };
+  };
+  // Eight windows would be held out, four are there.
+  Refused(kInvalid, "held out to choose the shrinkage: 8, 4", coupled("", ""));
+  Refused(kInvalid, "--solver best", coupled("solver", "published"));
+  Refused(kInvalid, "shrinkage", coupled("shrinkage", "2"));
+  Refused(kInvalid, "lnq only: rtn", [&](v1::JobSpec& spec) {
+    coupled("", "")(spec);
+    spec.mutable_recipe()->set_method("rtn");
+  });
+}
+
+TEST_F(CoordinatorRefusals, AverageBitsOutOfReach) {
+  const auto average = [](double bits) {
+    return [=](v1::JobSpec& spec) { spec.mutable_recipe()->set_average_bits(bits); };
+  };
+  // The message says the range; what lies in it is accepted.
+  v1::JobSpec spec = Spec();
+  average(1.9)(spec);
+  const absl::Status low = Create(spec).status();
+  EXPECT_EQ(low.code(), kInvalid) << low;
+  const std::string message(low.message());
+  const size_t range = message.find("reaches ");
+  ASSERT_NE(range, std::string::npos) << message;
+  double least = 0, most = 0;
+  ASSERT_EQ(std::sscanf(message.c_str() + range, "reaches %lf to %lf", &least, &most), 2)
+      << message;
+  EXPECT_GT(least, 2);
+  EXPECT_LT(least, most);
+  Refused(kInvalid, message.substr(range, message.find(')') - range), average(least - 0.01));
+  Refused(kInvalid, "", average(0));
+  Refused(kInvalid, "", average(-2.5));
+  Refused(kInvalid, "", average(std::nan("")));
+  average((least + most) / 2)(spec);
+  const auto middle = Create(spec, "", /*validate_only=*/true);
+  EXPECT_TRUE(middle.ok()) << middle.status();
 }
 
 TEST_F(CoordinatorRefusals, OutputsThatStand) {
