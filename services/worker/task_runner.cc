@@ -191,13 +191,13 @@ TaskOutcome TaskRunner::ScoreTask(Attempt& attempt, const Round& round) {
   const std::string& linear = lease.spec().score_linear().linear();
   const absl::StatusOr<SolveRecipe> recipe = SolveRecipeOf(lease.job(), round.sequences);
   if (!recipe.ok()) return ModelFailed(recipe.status());
+  TaskInputs inputs(lease, store_, session_->id(), options_.insecure);
   std::shared_ptr<const QuantizedLinear> quantized;
   if (round.weights_round >= 0) {
     absl::StatusOr<std::shared_ptr<const QuantizedLinear>> shard = ShardsOf(attempt, -1)(linear);
-    if (!shard.ok()) return ModelFailed(shard.status());
+    if (!shard.ok()) return inputs.Classify(attempt, shard.status());
     quantized = *std::move(shard);
   }
-  TaskInputs inputs(lease, store_, session_->id(), options_.insecure);
   ChunkReader* statistics = nullptr;
   if (lease.statistics_size() > 0) {
     absl::StatusOr<ChunkReader*> reader = inputs.Open(lease.statistics(0));

@@ -103,6 +103,30 @@ class FakeCoordinator final : public v1::WorkerService::Service {
     response->set_sha256(sha256);
     return grpc::Status::OK;
   }
+  // Small pieces, and the connection breaks after every piece while answers get lost.
+  grpc::Status ReadShard(grpc::ServerContext*, const v1::ReadShardRequest* request,
+                         grpc::ServerWriter<v1::FileChunk>* writer) override {
+    std::unique_lock lock(mutex);
+    ++shard_reads;
+    for (const std::string& shard : shards) {
+      if (Sha256Hex(shard) != request->sha256()) continue;
+      for (int64_t offset = request->offset(); offset < static_cast<int64_t>(shard.size());
+           offset += piece_bytes) {
+        v1::FileChunk chunk;
+        chunk.set_offset(offset);
+        chunk.set_total_size(static_cast<int64_t>(shard.size()));
+        chunk.set_data(shard.substr(static_cast<size_t>(offset), static_cast<size_t>(piece_bytes)));
+        chunk.set_xxh3(Xxh3(chunk.data()) + (damage_shards ? 1 : 0));
+        writer->Write(chunk);
+        if (lost_answers > 0) {
+          --lost_answers;
+          return {grpc::StatusCode::UNAVAILABLE, "away"};
+        }
+      }
+      return grpc::Status::OK;
+    }
+    return {grpc::StatusCode::NOT_FOUND, "no such shard"};
+  }
   grpc::Status ReadModel(grpc::ServerContext*, const v1::ReadModelRequest* request,
                          grpc::ServerWriter<v1::FileChunk>* writer) override {
     if (model != nullptr && request->file().empty()) {
@@ -169,6 +193,8 @@ class FakeCoordinator final : public v1::WorkerService::Service {
   std::string session;
   bool refuse = false, silent = false, revoke = false, fenced = false, drain = false;
   int lost_answers = 0;
+  int shard_reads = 0;
+  bool damage_shards = false;
   int heartbeats = 0;
   int64_t acknowledged = 0;
   std::string token;
