@@ -206,11 +206,11 @@ absl::StatusOr<ScoredLinear> ScoreLinear(const WeightSource& weights, const Solv
     if (quantized != nullptr) {
       GRADQ_ASSIGN_OR_RETURN(const PathScores path,
                              ScorePath(weights, recipe, *quantized, tensors));
-      scored.summary = SummarizeScores(path.scores, ApartMask(*quantized));
+      GRADQ_ASSIGN_OR_RETURN(scored.summary, SummarizeScores(path.scores, ApartMask(*quantized)));
     } else {
       GRADQ_ASSIGN_OR_RETURN(const std::vector<float> scores,
                              PolicyScores(weights, recipe, linear, std::move(tensors), context));
-      scored.summary = SummarizeScores(scores, {});
+      GRADQ_ASSIGN_OR_RETURN(scored.summary, SummarizeScores(scores, {}));
     }
     scored.compute_seconds = absl::ToDoubleSeconds(Clock::Real().Monotonic() - started);
     return absl::OkStatus();

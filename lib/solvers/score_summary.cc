@@ -2,11 +2,13 @@
 
 #include <cmath>
 
+#include "lib/base/strings.h"
 #include "lib/catalog/log_buckets.h"
 
 namespace gradq {
 
-ScoreSummary SummarizeScores(std::span<const float> scores, std::span<const uint8_t> apart) {
+absl::StatusOr<ScoreSummary> SummarizeScores(std::span<const float> scores,
+                                             std::span<const uint8_t> apart) {
   // Of a float: from 2^-149 to below 2^128.
   constexpr int kLowest = -149 * 64, kBuckets = (149 + 128) * 64;
   std::vector<int64_t> counts(kBuckets);
@@ -15,6 +17,9 @@ ScoreSummary SummarizeScores(std::span<const float> scores, std::span<const uint
   for (size_t i = 0; i < scores.size(); ++i) {
     const double score = scores[i];
     const double size = std::fabs(score);
+    if (!std::isfinite(size)) {
+      return absl::InvalidArgumentError(StrCat("score of a weight is not finite: weight ", i));
+    }
     summary.signed_sum += score;
     summary.absolute_sum += size;
     if (size == 0 || (!apart.empty() && apart[i] != 0)) continue;

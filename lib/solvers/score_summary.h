@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/statusor.h"
+
 namespace gradq {
 
 // Fields as in v1.ScoreSummary.
@@ -18,9 +20,10 @@ struct ScoreSummary {
   std::vector<int64_t> count;
 };
 
-// Of scores with a sign or without one, all finite. Sums in fp64, in order, over all of them; the
-// histogram leaves out scores of 0 and weights that are `apart` already (not 0; empty: none), which
-// no threshold can take again.
-ScoreSummary SummarizeScores(std::span<const float> scores, std::span<const uint8_t> apart);
+// Of scores with a sign or without one. Sums in fp64, in order, over all of them; the histogram
+// leaves out scores of 0 and weights that are `apart` already (not 0; empty: none), which no
+// threshold can take again. INVALID_ARGUMENT when a score is not finite.
+absl::StatusOr<ScoreSummary> SummarizeScores(std::span<const float> scores,
+                                             std::span<const uint8_t> apart);
 
 }  // namespace gradq

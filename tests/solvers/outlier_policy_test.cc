@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -43,7 +44,7 @@ TEST(ScoreSummaryTest, AThresholdSelectsWholeBuckets) {
   for (float& score : scores) score *= score * score;
   scores.push_back(0.0f);
   scores.push_back(static_cast<float>(LogBucketEdge(-64)));
-  const ScoreSummary summary = SummarizeScores(scores, {});
+  const ScoreSummary summary = *SummarizeScores(scores, {});
   EXPECT_EQ(summary.weights, 5002);
   EXPECT_EQ(std::accumulate(summary.count.begin(), summary.count.end(), int64_t{0}), 5001);
   EXPECT_TRUE(std::is_sorted(summary.bucket.begin(), summary.bucket.end()));
@@ -66,11 +67,18 @@ TEST(ScoreSummaryTest, AThresholdSelectsWholeBuckets) {
 
 TEST(ScoreSummaryTest, WeightsApartCountInTheSumsOnly) {
   const ScoreSummary summary =
-      SummarizeScores(std::vector<float>{1.0f, -4.0f, 1.5f}, Mask{0, 1, 0});
+      *SummarizeScores(std::vector<float>{1.0f, -4.0f, 1.5f}, Mask{0, 1, 0});
   EXPECT_EQ(summary.signed_sum, -1.5);
   EXPECT_EQ(summary.absolute_sum, 6.5);
   EXPECT_EQ(summary.bucket, (std::vector<int32_t>{0, 37}));
   EXPECT_EQ(summary.count, (std::vector<int64_t>{1, 1}));
+}
+
+TEST(ScoreSummaryTest, ScoresThatAreNotFiniteAreRefused) {
+  for (const float bad : {HUGE_VALF, -HUGE_VALF, std::numeric_limits<float>::quiet_NaN()}) {
+    EXPECT_EQ(SummarizeScores(std::vector<float>{1.0f, bad}, {}).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
 }
 
 class PolicyTest : public testing::Test {
