@@ -45,12 +45,10 @@ struct Tensor {
   }
 };
 
-class Artifact {
+// All tensors of a folder's safetensors files.
+class Tensors {
  public:
-  explicit Artifact(const std::string& folder)
-      : json(nlohmann::json::parse(Slurp(folder + "/gradq.json"))) {
-    if (json["format_version"] != 1 && json["format_version"] != 2)
-      throw std::runtime_error("version");
+  explicit Tensors(const std::string& folder) {
     std::map<std::string, bool> files;
     std::ifstream index(folder + "/model.safetensors.index.json");
     if (index) {
@@ -60,6 +58,30 @@ class Artifact {
       files["model.safetensors"] = true;
     }
     for (const auto& [file, unused] : files) Load(Slurp(folder + "/" + file));
+  }
+
+  std::map<std::string, Tensor> tensors;
+
+ private:
+  void Load(const std::string& bytes) {
+    uint64_t length = 0;
+    std::memcpy(&length, bytes.data(), 8);
+    const nlohmann::json header = nlohmann::json::parse(bytes.substr(8, length));
+    for (const auto& [name, entry] : header.items()) {
+      if (name == "__metadata__") continue;
+      const int64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
+      tensors[name] = {entry["dtype"], entry["shape"],
+                       bytes.substr(8 + length + begin, end - begin)};
+    }
+  }
+};
+
+class Artifact : public Tensors {
+ public:
+  explicit Artifact(const std::string& folder)
+      : Tensors(folder), json(nlohmann::json::parse(Slurp(folder + "/gradq.json"))) {
+    if (json["format_version"] != 1 && json["format_version"] != 2)
+      throw std::runtime_error("version");
   }
 
   // fp32 [out, in] of a linear.
@@ -115,20 +137,6 @@ class Artifact {
   }
 
   nlohmann::json json;
-  std::map<std::string, Tensor> tensors;
-
- private:
-  void Load(const std::string& bytes) {
-    uint64_t length = 0;
-    std::memcpy(&length, bytes.data(), 8);
-    const nlohmann::json header = nlohmann::json::parse(bytes.substr(8, length));
-    for (const auto& [name, entry] : header.items()) {
-      if (name == "__metadata__") continue;
-      const int64_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
-      tensors[name] = {entry["dtype"], entry["shape"],
-                       bytes.substr(8 + length + begin, end - begin)};
-    }
-  }
 };
 
 }  // namespace independent
