@@ -11,6 +11,7 @@
 #include "lib/jobs/core_internal.h"
 #include "lib/jobs/events.h"
 #include "lib/jobs/proto_time.h"
+#include "lib/jobs/round_decision.h"
 #include "lib/jobs/task_graph.h"
 #include "lib/jobs/views.h"
 
@@ -64,7 +65,11 @@ absl::Status CoreImpl::Restore(const StoreContent& content) {
       next_job_ = std::max(next_job_, id + 1);
     }
   }
-  for (auto& [id, job] : jobs_) GRADQ_RETURN_IF_ERROR(RestoreJob(&job, content));
+  for (auto& [id, job] : jobs_) {
+    GRADQ_RETURN_IF_ERROR(RestoreJob(&job, content));
+    const bool point = !job.job().spec().source_job().empty();
+    if (point && job.job().state() == v1::Job::QUEUED) StartPoint(&job);
+  }
   return Flush();
 }
 
@@ -257,6 +262,12 @@ absl::StatusOr<v1::Job> CoreImpl::CreateJob(Now now, const NewJob& request) {
   job.job().set_state(v1::Job::QUEUED);
   *job.job().mutable_create_time() = ToTimestamp(now_.wall);
   job.job().mutable_progress()->set_original_bytes(request.original_bytes);
+  if (!request.spec.source_job().empty()) {
+    if (absl::Status filled = FillFromSource(&record); !filled.ok()) {
+      jobs_.erase(id);
+      return filled;
+    }
+  }
   job.job().mutable_validation()->set_state(request.spec.evaluation_blob().empty()
                                                 ? v1::Validation::NOT_REQUESTED
                                                 : v1::Validation::PENDING);
@@ -276,6 +287,10 @@ absl::StatusOr<v1::Job> CoreImpl::CreateJob(Now now, const NewJob& request) {
     return stored;
   }
   ++next_job_;
+  if (!request.spec.source_job().empty()) {
+    StartPoint(&job);
+    GRADQ_RETURN_IF_ERROR(Flush());
+  }
   return job.job();
 }
 
@@ -382,10 +397,20 @@ absl::StatusOr<v1::JobContext> CoreImpl::ContextFor(const std::string& session,
 absl::StatusOr<std::vector<v1::ShardSummary>> CoreImpl::Shards(const std::string& name) const {
   GRADQ_RETURN_IF_ERROR(GetJob(name).status());
   const JobState& job = *FindJob(name);
+  const JobState& owner = ShardOwner(job);
   std::vector<v1::ShardSummary> shards;
   const int final = job.final_round;
   if (job.rounds.empty() || !job.Solved(final)) return shards;
   if (job.rounds[final].choice >= 0 && !job.Decided(job.rounds[final].choice)) return shards;
+  if (&owner != &job) {
+    if (!job.Decided(0)) return shards;
+    const v1::Decision& decision = job.tasks[job.rounds[0].decide].task().result().decision();
+    const std::vector<PricedLinear> linears = PricedLinears(owner, false);
+    for (size_t l = 0; l < linears.size(); ++l) {
+      shards.push_back(*linears[l].shards[decision.linears(static_cast<int>(l)).variant()]);
+    }
+    return shards;
+  }
   for (size_t l = 0; l < job.linears.size(); ++l) {
     shards.push_back(job.ChosenShard(final, static_cast<int>(l)));
   }
@@ -413,6 +438,11 @@ absl::Duration CoreImpl::NextDeadline() const {
     next = std::min(next, now_.monotonic + options_.lease_ttl / 2);
   }
   for (const auto& [id, job] : jobs_) {
+    if (job.job().has_shards_expire_time()) {
+      // Not before a job that reads them has ended, which is a call of its own.
+      const absl::Duration left = FromTimestamp(job.job().shards_expire_time()) - now_.wall;
+      next = std::min(next, now_.monotonic + std::max(left, options_.lease_ttl / 2));
+    }
     if (job.job().state() != v1::Job::VALIDATING || job.tasks[job.validate].running()) continue;
     next = std::min(next, job.validate_pending_since + ValidateTimeout(job.job().spec()));
   }

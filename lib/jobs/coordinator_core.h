@@ -31,6 +31,8 @@ struct CoreOptions {
   int max_failures = 4;      // RETRYABLE failures of one task
   int max_lost_workers = 3;  // workers lost under one task before the job fails
   int max_queued_jobs = 1000;
+  // How long the shards of a job with mixed widths are kept after its end.
+  absl::Duration retention = absl::Hours(24);
   // Mixed into the per-job read tokens; the service draws it at random at each start.
   std::string secret;
 };
@@ -41,6 +43,8 @@ struct Now {
 };
 
 // A job the service has checked: model readable, texts tokenized, output free, recipe resolved.
+// With spec.source_job: only the output and the evaluation text; the rest is empty and comes from
+// that job.
 struct NewJob {
   v1::JobSpec spec;  // recipe options resolved to the full set
   std::string request_id;
@@ -61,8 +65,11 @@ struct StartAssemble {
   // artifact.
   bool may_be_renamed = false;
 };
-struct RemoveJobData {  // cancelled or failed before the artifact: staged shards may go
+struct RemoveJobData {
   std::string job;
+  // The job's artifact stands (it may lie among the data): only its staged shards go. False:
+  // cancelled or failed before the artifact, all may go.
+  bool shards_only = false;
 };
 using Action = std::variant<StartAssemble, RemoveJobData>;
 
@@ -84,7 +91,9 @@ class CoordinatorCore {
 
   // --- clients ---
   // ALREADY_EXISTS: request_id was used for another body. The same body returns the same job.
-  // RESOURCE_EXHAUSTED: queue full.
+  // RESOURCE_EXHAUSTED: queue full. With spec.source_job: NOT_FOUND; FAILED_PRECONDITION (it has
+  // not succeeded, has no mixed widths, its shards are removed); INVALID_ARGUMENT (average bits out
+  // of reach, or what must be empty is not).
   virtual absl::StatusOr<v1::Job> CreateJob(Now now, const NewJob& job) = 0;
   // The job an earlier CreateJob with this request_id made; nullopt when there is none. Lets the
   // service answer a resent request before it checks that the output is free. ALREADY_EXISTS as
@@ -100,6 +109,8 @@ class CoordinatorCore {
       const v1::ListWorkersRequest& request) const = 0;
   virtual absl::StatusOr<v1::ListEventsResponse> ListEvents(
       const v1::ListEventsRequest& request) const = 0;
+  // Errors as in job_service.proto.
+  virtual absl::StatusOr<v1::Frontier> GetFrontier(const v1::GetFrontierRequest& request) const = 0;
   virtual absl::StatusOr<v1::Job> CancelJob(Now now, const v1::CancelJobRequest& request) = 0;
 
   // --- workers ---
@@ -127,7 +138,8 @@ class CoordinatorCore {
   // When Tick has something to do at the latest.
   virtual absl::Duration NextDeadline() const = 0;
   // Shards that become the artifact (of the final round, the decided variants), one per linear in
-  // their order; empty before all are solved and decided.
+  // their order; empty before all are solved and decided. Of a job with source_job: those of that
+  // job, in whose folder they lie.
   virtual absl::StatusOr<std::vector<v1::ShardSummary>> Shards(const std::string& job) const = 0;
   // The stored record (model path, token files, output path; for assembly). NOT_FOUND.
   virtual absl::StatusOr<v1::JobRecord> Record(const std::string& job) const = 0;

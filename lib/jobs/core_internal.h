@@ -36,6 +36,7 @@ class CoreImpl final : public CoordinatorCore {
       const v1::ListWorkersRequest& request) const override;
   absl::StatusOr<v1::ListEventsResponse> ListEvents(
       const v1::ListEventsRequest& request) const override;
+  absl::StatusOr<v1::Frontier> GetFrontier(const v1::GetFrontierRequest& request) const override;
   absl::StatusOr<v1::Job> CancelJob(Now now, const v1::CancelJobRequest& request) override;
 
   absl::StatusOr<v1::RegisterWorkerResponse> RegisterWorker(
@@ -124,6 +125,17 @@ class CoreImpl final : public CoordinatorCore {
   // CANCELLING becomes CANCELLED when nobody works on the job any more.
   void MaybeFinishCancel(JobState* job, bool waited_long_enough = false);
   void ExpireJobs();
+
+  // --- mixed_widths.cc ---
+  // The job whose shards this one is put together from: itself, or its source_job.
+  const JobState& ShardOwner(const JobState& job) const;
+  // OK when other points can be made from the job's shards.
+  absl::Status CheckKeptShards(const JobState& job) const;
+  // Fills the record of another point of spec.source_job from that job. Errors as CreateJob.
+  absl::Status FillFromSource(v1::JobRecord* record) const;
+  // Chooses the widths of a QUEUED point and starts its assembly.
+  void StartPoint(JobState* job);
+  void ExpireShards(JobState* job);
 
   JobStore* store_;
   CoreOptions options_;

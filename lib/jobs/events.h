@@ -18,6 +18,9 @@ inline constexpr std::string_view kJobFailed = "job.failed";
 inline constexpr std::string_view kJobCancelling = "job.cancelling";
 inline constexpr std::string_view kJobCancelled = "job.cancelled";
 
+// Of a job with mixed widths, --retention after its end.
+inline constexpr std::string_view kJobShardsRemoved = "job.shards_removed";
+
 inline constexpr std::string_view kTaskLeased = "task.leased";
 inline constexpr std::string_view kTaskSucceeded = "task.succeeded";
 // The attempt ended without a result and the task runs again: its worker was lost, it was revoked,

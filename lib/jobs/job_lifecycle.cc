@@ -111,7 +111,7 @@ bool CoreImpl::DecideRounds(JobState* job) {
     TaskState& task = job->tasks[index];
     task.task().set_attempt(task.task().attempt() + 1);
     *task.task().mutable_start_time() = ToTimestamp(now_.wall);
-    absl::StatusOr<v1::Decision> made = MakeDecision(*job, *job, round);
+    absl::StatusOr<v1::Decision> made = MakeDecision(*job, ShardOwner(*job), round);
     if (!made.ok()) {
       FailTask(job, index, static_cast<int>(made.status().code()),
                std::string(made.status().message()));
@@ -210,6 +210,8 @@ absl::Status CoreImpl::FinishAssemble(Now now, const std::string& name,
     job->job().mutable_progress()->set_artifact_bytes(result->bytes);
     job->job().mutable_progress()->set_average_bits(result->average_bits);
     Event(job, name, events::kJobPublished, result->digest);
+    // The artifact holds their content now.
+    if (!KeepsShards(*job)) staged_actions_.push_back(RemoveJobData{name, true});
     if (job->validate < 0) {
       EndJob(job, v1::Job::SUCCEEDED, events::kJobSucceeded, "");
     } else {
@@ -286,6 +288,8 @@ void CoreImpl::EndJob(JobState* job, v1::Job::State state, std::string_view even
       job->job().mutable_validation()->set_message("the job has no artifact");
     }
     staged_actions_.push_back(RemoveJobData{job->name()});
+  } else if (KeepsShards(*job)) {
+    *job->job().mutable_shards_expire_time() = ToTimestamp(now_.wall + options_.retention);
   }
   Event(job, job->name(), event, message);
   TouchJob(*job);
@@ -351,6 +355,7 @@ void CoreImpl::MaybeFinishCancel(JobState* job, bool waited_long_enough) {
 
 void CoreImpl::ExpireJobs() {
   for (auto& [id, job] : jobs_) {
+    ExpireShards(&job);
     if (job.job().state() == v1::Job::VALIDATING && !job.tasks[job.validate].running() &&
         now_.monotonic - job.validate_pending_since >= ValidateTimeout(job.job().spec())) {
       EndValidation(&job, v1::Validation::SKIPPED,

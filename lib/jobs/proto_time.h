@@ -21,6 +21,10 @@ inline google::protobuf::Timestamp ToTimestamp(absl::Time time) {
   return proto;
 }
 
+inline absl::Time FromTimestamp(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
+}
+
 inline google::protobuf::Duration ToProtoDuration(absl::Duration duration) {
   const int64_t nanos = absl::ToInt64Nanoseconds(duration);
   google::protobuf::Duration proto;

@@ -59,6 +59,11 @@ int WidthsRound(const JobState& job) {
   return -1;
 }
 
+bool KeepsShards(const JobState& job) {
+  const int round = WidthsRound(job);
+  return round >= 0 && round == job.final_round;
+}
+
 std::vector<PricedLinear> PricedLinears(const JobState& shards, bool free_widths) {
   const int round = WidthsRound(shards);
   std::vector<PricedLinear> linears;

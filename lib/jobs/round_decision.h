@@ -22,6 +22,9 @@ absl::StatusOr<v1::Decision> MakeDecision(const JobState& job, const JobState& s
 
 // Round of a job with mixed widths that solved all of them; -1: it has none.
 int WidthsRound(const JobState& job);
+// The job's shards of all widths stay after its end (CoreOptions.retention): no later round depends
+// on the choice.
+bool KeepsShards(const JobState& job);
 // The shards of that round by linear; tied linears as the recipe says.
 std::vector<PricedLinear> PricedLinears(const JobState& shards, bool free_widths);
 

@@ -104,6 +104,10 @@ void UpdateLosses(JobState* job) {
     predicted += shard->predicted_loss_increase();
   }
   if (known) progress.set_predicted_loss_increase(predicted);
+  if (!job->job().spec().source_job().empty() && !job->rounds.empty() && job->Decided(0)) {
+    const auto& numbers = job->tasks[job->rounds[0].decide].task().result().decision().numbers();
+    progress.set_predicted_loss_increase(numbers.at("predicted_loss_increase"));
+  }
   progress.clear_path_checks();
   bool original = false;
   for (size_t r = 0; r < job->rounds.size(); ++r) {

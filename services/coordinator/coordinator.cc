@@ -188,15 +188,8 @@ AssemblyHost Coordinator::HostForAssembler() {
       const std::lock_guard lock(unreported_mutex_);
       if (result.ok()) unreported_[job] = false;
     }
-    absl::Status status = WithCore(
+    return WithCore(
         [&](CoordinatorCore& core, Now now) { return core.FinishAssemble(now, job, result); });
-    if (status.ok() && result.ok()) {
-      // The artifact holds their content now.
-      if (const auto folder = JobFolder(job); folder.ok()) {
-        RemoveRecursively(*folder + "/shards").IgnoreError();
-      }
-    }
-    return status;
   };
   host.output_path = [this](const v1::JobRecord& record) -> absl::StatusOr<std::string> {
     const std::string& output = record.job().spec().output();
@@ -279,7 +272,8 @@ void Coordinator::Perform(const std::vector<Action>& actions) {
     } else if (const auto* remove = std::get_if<RemoveJobData>(&action)) {
       const auto folder = JobFolder(remove->job);
       if (!folder.ok()) continue;
-      const bool posted = io_.Post([path = *folder] {
+      const std::string shards = *folder + "/shards";
+      const bool posted = io_.Post([path = remove->shards_only ? shards : *folder] {
         const absl::Status status = RemoveRecursively(path);
         if (!status.ok()) LogWarning(status.message());
       });

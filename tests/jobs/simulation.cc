@@ -579,7 +579,7 @@ void Simulation::Assemble() {
       }
       assembly_ = Assembly{start->job, 0};
     } else {
-      removed_ = true;
+      removed_ |= !std::get<RemoveJobData>(action).shards_only;
     }
   }
   if (!assembly_) return;
