@@ -22,6 +22,16 @@ constexpr OptionSpec kRtnOptions[] = {
              "row may be shorter"},
 };
 
+constexpr OptionSpec kGridBits = {
+    .name = "grid_bits",
+    .type = OptionSpec::Type::kChoice,
+    .default_value = "0",
+    .choices = "0|4|8",
+    .help = "not 0: the codebook of each row is moved to an integer grid of this many bits and the "
+            "assignments are solved again, so that compressed-tensors can hold the result"};
+
+constexpr OptionSpec kSqueezellmOptions[] = {kGridBits};
+
 constexpr OptionSpec kLnqOptions[] = {
     {.name = "iterations",
      .type = OptionSpec::Type::kInt,
@@ -54,6 +64,7 @@ constexpr OptionSpec kLnqOptions[] = {
      .max = 1048576,
      .help = "coupled objective: last calibration windows kept out of the statistics to choose the "
              "shrinkage"},
+    kGridBits,
 };
 
 constexpr OptionSpec kDamping = {
@@ -141,7 +152,7 @@ constexpr QuantizerRow kRows[] = {
      .min_bits = 1,
      .max_bits = 8,
      .uses_objective = false,
-     .options = {},
+     .options = kSqueezellmOptions,
      .needs = [](Objective, const OptionMap&) { return Needs{kFisherDiagonal}; }},
     {.name = "lnq",
      .summary = "a codebook per output row by layer-wise non-uniform quantization; guided by "

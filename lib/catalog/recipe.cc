@@ -47,6 +47,15 @@ absl::Status CheckTogether(const Recipe& recipe, const QuantizerRow& row) {
     return absl::InvalidArgumentError(
         "average bits with the coupled objective need a --shrinkage that is given, not auto");
   }
+  if (const auto grid = recipe.options.find("grid_bits");
+      grid != recipe.options.end() && grid->second != "0") {
+    if (recipe.average_bits.has_value())
+      return absl::InvalidArgumentError("average bits and grid_bits exclude each other");
+    if (recipe.bits > std::atoi(grid->second.c_str())) {
+      return absl::InvalidArgumentError(
+          StrCat("grid_bits below the bits of the codebooks: ", grid->second, ", ", recipe.bits));
+    }
+  }
   const OptionMap& outliers = recipe.outlier_options;
   if (recipe.average_bits.has_value() && outliers.contains("scope") &&
       OptionWord(outliers, "scope") != "linear") {

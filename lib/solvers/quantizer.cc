@@ -10,6 +10,7 @@
 #include "lib/base/thread_pool.h"
 #include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/statistics.h"
+#include "lib/solvers/grid_snap.h"
 #include "lib/solvers/outlier_policy.h"
 #include "lib/solvers/quantizers/methods.h"
 
@@ -157,6 +158,11 @@ absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerP
   linear.in_features = checked.weight.size(1);
   linear.record.method = std::string(row->name);
   linear.record.numbers.merge(chosen.numbers);
+  if (const auto grid = checked.options.find("grid_bits");
+      grid != checked.options.end() && grid->second != "0") {
+    GRADQ_ASSIGN_OR_RETURN(
+        linear, SnapToGrid(checked, linear, OptionInt(checked.options, "grid_bits"), context));
+  }
   if (!checked.apart.empty()) {
     GRADQ_RETURN_IF_ERROR(SetOutliers(
         {checked.weight.const_data_ptr<float>(), checked.apart.size()}, checked.apart, &linear));
