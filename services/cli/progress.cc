@@ -21,6 +21,28 @@ std::string PredictedText(const v1::Job& job) {
   return absl::StrFormat("  loss +%.4f predicted", job.progress().predicted_loss_increase());
 }
 
+// Of a job with several rounds: "round 2/3, requantize".
+std::string RoundText(const v1::Job& job) {
+  return StrCat("round ", job.progress().round() + 1, "/", job.plan().rounds_size(), ", ",
+                job.progress().purpose());
+}
+
+// "12/21 linears" of the round that runs; empty where it solves none.
+std::string LinearsText(const v1::Job& job) {
+  const v1::JobProgress& progress = job.progress();
+  if (progress.linears_total() == 0) return "";
+  int done = progress.linears_done(), total = progress.linears_total();
+  if (job.state() == v1::Job::RUNNING && progress.round() < job.plan().rounds_size()) {
+    if (job.plan().rounds(progress.round()).solve() == v1::RoundPlan::NOTHING) return "";
+    total = job.plan().linears_size();
+    for (int r = 0; r < progress.round(); ++r) {
+      if (job.plan().rounds(r).solve() != v1::RoundPlan::NOTHING) done -= total;
+    }
+    done = std::clamp(done, 0, total);
+  }
+  return StrCat(done, "/", total, " linears");
+}
+
 }  // namespace
 
 double FractionDone(const v1::Job& job) {
@@ -55,6 +77,7 @@ std::string PhaseName(const v1::Job& job) {
     case v1::Job::CANCELLED:
       return "cancelled";
     default:
+      if (job.plan().rounds_size() > 1) return RoundText(job);
       if (progress.chunks_done() < progress.chunks_total()) {
         return progress.linears_done() > 0
                    ? "gradients, solving"
@@ -87,11 +110,7 @@ void ProgressView::Update(const v1::Job& job, absl::Time now) {
   if (fraction > 0.05 && fraction < 1)
     eta = StrCat("  ETA ", DurationText(elapsed * ((1 - fraction) / fraction)));
 
-  const v1::JobProgress& progress = job.progress();
-  const std::string counts =
-      progress.linears_total() > 0
-          ? StrCat(progress.linears_done(), "/", progress.linears_total(), " linears")
-          : "";
+  const std::string counts = LinearsText(job);
   if (style_ == Style::kLines) {
     const int tenth = static_cast<int>(fraction * 10);
     if (phase == last_phase_ && tenth == last_tenth_) return;

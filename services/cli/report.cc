@@ -141,7 +141,7 @@ std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_s
                           std::optional<double> outlier_fraction) {
   const v1::JobProgress& progress = job.progress();
   std::string table = ResultTable(job, outlier_fraction);
-  constexpr const char* kPhases[] = {"queue", "forward",  "backward",
+  constexpr const char* kPhases[] = {"queue", "forward",  "backward", "score",
                                      "solve", "assemble", "validate"};
   for (const char* phase : kPhases) {
     const auto seconds = progress.phase_seconds().find(phase);

@@ -51,15 +51,18 @@ void FillDefaults(v1::JobSpec* spec) {
   if (recipe->outliers().empty()) recipe->set_outliers("none");
 }
 
+absl::Status CheckWaiting(const v1::JobSpec& spec) {
+  GRADQ_RETURN_IF_ERROR(
+      CheckRange("validate_timeout_s", spec.validate_timeout_s(), 1, 7 * 24 * 3600));
+  return CheckRange("evaluation_sequences", spec.evaluation_sequences(), 0, 1 << 30);
+}
+
 absl::Status CheckNumbers(const v1::JobSpec& spec) {
   GRADQ_RETURN_IF_ERROR(CheckRange("sequences", spec.sequences(), 1, 1 << 20));
   GRADQ_RETURN_IF_ERROR(CheckRange("length", spec.length(), 2, 1 << 20));
   GRADQ_RETURN_IF_ERROR(CheckRange("chunk_sequences", spec.chunk_sequences(), 1, 1 << 20));
   GRADQ_RETURN_IF_ERROR(CheckRange("stages", spec.stages(), 0, 1 << 16));
-  GRADQ_RETURN_IF_ERROR(
-      CheckRange("validate_timeout_s", spec.validate_timeout_s(), 1, 7 * 24 * 3600));
-  GRADQ_RETURN_IF_ERROR(
-      CheckRange("evaluation_sequences", spec.evaluation_sequences(), 0, 1 << 30));
+  GRADQ_RETURN_IF_ERROR(CheckWaiting(spec));
   GRADQ_RETURN_IF_ERROR(CheckRange("groups", spec.recipe().groups(), 1, 1 << 20));
   if (spec.compute_dtype() != "float32" && spec.compute_dtype() != "bfloat16") {
     return absl::InvalidArgumentError(
@@ -181,6 +184,10 @@ Admission::Admission(PathRoot model_root, PathRoot output_root, std::string data
 
 absl::StatusOr<AdmittedJob> Admission::Check(const v1::JobSpec& spec, const Fleet& fleet,
                                              bool needs_text) const {
+  if (!spec.source_job().empty()) {
+    return absl::InvalidArgumentError(
+        "a job with source_job computes nothing that could be planned");
+  }
   AdmittedJob admitted;
   NewJob& job = admitted.job;
   PlanInputs inputs;
@@ -218,9 +225,60 @@ absl::StatusOr<AdmittedJob> Admission::Check(const v1::JobSpec& spec, const Flee
   inputs.compute_bytes = job.spec.compute_dtype() == "bfloat16" ? 2 : 4;
   GRADQ_ASSIGN_OR_RETURN(admitted.plan, MakePlan(inputs));
 
-  GRADQ_RETURN_IF_ERROR(CutTexts(*checkpoint, needs_text, &admitted));
+  if (needs_text && job.spec.calibration_blob().empty()) {
+    return absl::InvalidArgumentError("calibration_blob is empty");
+  }
+  if (!job.spec.calibration_blob().empty()) {
+    GRADQ_RETURN_IF_ERROR(CutTexts(*checkpoint, job.spec, &admitted));
+  }
   GRADQ_RETURN_IF_ERROR(CheckDisk(admitted));
   GRADQ_RETURN_IF_ERROR(CheckWeights(*checkpoint));
+  return admitted;
+}
+
+absl::StatusOr<v1::JobSpec> Admission::ResolvePoint(v1::JobSpec spec,
+                                                    const v1::JobRecord& source) const {
+  const v1::JobSpec& made = source.job().spec();
+  if (spec.evaluation_blob().empty()) {
+    spec.set_evaluation_blob(made.evaluation_blob());
+    spec.set_evaluation_sequences(made.evaluation_sequences());
+  }
+  if (spec.validate_timeout_s() == 0) spec.set_validate_timeout_s(made.validate_timeout_s());
+  GRADQ_RETURN_IF_ERROR(CheckWaiting(spec));
+  if (!spec.output().empty()) {
+    GRADQ_ASSIGN_OR_RETURN(*spec.mutable_output(), output_root_.ResolveNew(spec.output()));
+  }
+  return spec;
+}
+
+absl::StatusOr<AdmittedJob> Admission::CheckPoint(const v1::JobSpec& spec,
+                                                  const v1::JobRecord& source) const {
+  AdmittedJob admitted;
+  NewJob& job = admitted.job;
+  GRADQ_ASSIGN_OR_RETURN(job.spec, ResolvePoint(spec, source));
+  job.output_path = job.spec.output();
+  v1::JobSpec whole = source.job().spec();
+  whole.set_output(job.spec.output());
+  whole.set_force(job.spec.force());
+  GRADQ_RETURN_IF_ERROR(CheckOutput(whole));
+  GRADQ_ASSIGN_OR_RETURN(auto folder, OpenLocalFolder(source.model_path()));
+  GRADQ_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(std::move(folder)));
+  if (checkpoint->layout_digest() != source.model_digest()) {
+    return absl::FailedPreconditionError(
+        StrCat("model has changed since ", spec.source_job(), ": ", source.model_path()));
+  }
+  admitted.geometry = checkpoint->geometry();
+  // What calibrated the shards is part of the artifact's identity.
+  job.calibration_tokens = source.calibration_tokens();
+  whole.clear_calibration_blob();
+  whole.set_evaluation_blob(job.spec.evaluation_blob());
+  whole.set_evaluation_sequences(job.spec.evaluation_sequences());
+  if (!whole.evaluation_blob().empty()) {
+    GRADQ_RETURN_IF_ERROR(CutTexts(*checkpoint, whole, &admitted));
+  }
+  // No point is larger than the original; its shards lie here already.
+  admitted.plan.artifact_bytes = source.job().progress().original_bytes();
+  GRADQ_RETURN_IF_ERROR(CheckDisk(admitted));
   return admitted;
 }
 
@@ -275,13 +333,8 @@ absl::Status Admission::RecheckOutput(const std::string& output) const {
       StrCat("output has become a link to another place: ", output, ", ", now));
 }
 
-absl::Status Admission::CutTexts(const Checkpoint& checkpoint, bool needs_text,
+absl::Status Admission::CutTexts(const Checkpoint& checkpoint, const v1::JobSpec& spec,
                                  AdmittedJob* admitted) const {
-  const v1::JobSpec& spec = admitted->job.spec;
-  if (spec.calibration_blob().empty() && !needs_text) return absl::OkStatus();
-  if (spec.calibration_blob().empty()) {
-    return absl::InvalidArgumentError("calibration_blob is empty");
-  }
   GRADQ_ASSIGN_OR_RETURN(const std::string json,
                          checkpoint.folder().ReadAll("tokenizer.json", kMaxTokenizerBytes));
   auto tokenizer = Tokenizer::Open(json);
@@ -301,11 +354,13 @@ absl::Status Admission::CutTexts(const Checkpoint& checkpoint, bool needs_text,
     }
     return MakeWindows(**tokenizer, *text, request);
   };
-  request.what = "calibration text";
-  request.windows = spec.sequences();
-  if (spec.has_shuffle_seed()) request.shuffle_seed = spec.shuffle_seed();
-  GRADQ_ASSIGN_OR_RETURN(Windows calibration, cut(spec.calibration_blob()));
-  admitted->calibration_tokens = std::move(calibration.tokens);
+  if (!spec.calibration_blob().empty()) {
+    request.what = "calibration text";
+    request.windows = spec.sequences();
+    if (spec.has_shuffle_seed()) request.shuffle_seed = spec.shuffle_seed();
+    GRADQ_ASSIGN_OR_RETURN(Windows calibration, cut(spec.calibration_blob()));
+    admitted->calibration_tokens = std::move(calibration.tokens);
+  }
 
   if (spec.evaluation_blob().empty()) return absl::OkStatus();
   request.what = "evaluation text";

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "gradq/v1/job.pb.h"
 #include "gradq/v1/job_service.pb.h"
+#include "gradq/v1/store.pb.h"
 #include "lib/catalog/geometry.h"
 #include "lib/catalog/plan.h"
 #include "lib/format/checkpoint.h"
@@ -56,6 +57,14 @@ class Admission {
   // weights. INVALID_ARGUMENT, PERMISSION_DENIED.
   absl::StatusOr<v1::JobSpec> Resolve(const v1::JobSpec& spec) const;
 
+  // Another point of the job `source`, whose kept shards are put together: output, evaluation text
+  // (that of the source where the spec names none), disk. Errors as CreateJob's;
+  // FAILED_PRECONDITION also when the model has changed.
+  absl::StatusOr<AdmittedJob> CheckPoint(const v1::JobSpec& spec,
+                                         const v1::JobRecord& source) const;
+  // The spec as `CheckPoint` stores it.
+  absl::StatusOr<v1::JobSpec> ResolvePoint(v1::JobSpec spec, const v1::JobRecord& source) const;
+
   // The output of a stored job still lies where it was allowed: no link was put in its way.
   // PERMISSION_DENIED.
   absl::Status RecheckOutput(const std::string& output) const;
@@ -64,7 +73,9 @@ class Admission {
   absl::Status CheckWeights(const Checkpoint& checkpoint) const;
   absl::StatusOr<v1::JobSpec> ResolveSpec(v1::JobSpec spec, PlanInputs* inputs) const;
   absl::Status CheckOutput(const v1::JobSpec& spec) const;
-  absl::Status CutTexts(const Checkpoint& checkpoint, bool needs_text, AdmittedJob* admitted) const;
+  // The texts that `spec` names, cut for the model.
+  absl::Status CutTexts(const Checkpoint& checkpoint, const v1::JobSpec& spec,
+                        AdmittedJob* admitted) const;
   absl::Status CheckDisk(const AdmittedJob& admitted) const;
 
   const PathRoot model_root_;

@@ -179,7 +179,12 @@ AssemblyHost Coordinator::HostForAssembler() {
         })));
     return workers;
   };
-  host.shard_store = [this](const std::string& job) { return ShardsOf(job); };
+  host.shard_store = [this](const std::string& job) -> absl::StatusOr<BlobStore> {
+    GRADQ_ASSIGN_OR_RETURN(const v1::JobRecord record,
+                           WithCore([&](CoordinatorCore& core, Now) { return core.Record(job); }));
+    const std::string& source = record.job().spec().source_job();
+    return ShardsOf(source.empty() ? job : source);
+  };
   host.begin_rename = [this](const std::string& job) {
     return WithCore([&](CoordinatorCore& core, Now now) { return core.BeginRename(now, job); });
   };
@@ -214,7 +219,8 @@ void Coordinator::RemoveUnusedBlobs() {
   std::set<std::string, std::less<>> keep;
   const auto take = [&](const v1::ListJobsResponse& page) {
     for (const v1::Job& job : page.jobs()) {
-      if (IsTerminal(job.state())) continue;
+      // Other points of a job whose shards are kept are measured on its evaluation text.
+      if (IsTerminal(job.state()) && !job.has_shards_expire_time()) continue;
       keep.insert({job.spec().calibration_blob(), job.spec().evaluation_blob()});
       const auto record =
           WithCore([&](CoordinatorCore& core, Now) { return core.Record(job.name()); });
@@ -338,7 +344,7 @@ Fleet Coordinator::ReadyFleet() {
 absl::StatusOr<v1::Job> Coordinator::CreateJob(const v1::CreateJobRequest& request) {
   if (!request.request_id().empty()) {
     // A resent request is answered before anything is checked: the output it made may stand by now.
-    const auto resolved = admission_.Resolve(request.spec());
+    const auto resolved = Resolve(request.spec());
     if (resolved.ok()) {
       GRADQ_ASSIGN_OR_RETURN(const std::optional<v1::Job> job,
                              WithCore([&](CoordinatorCore& core, Now) {
@@ -347,8 +353,7 @@ absl::StatusOr<v1::Job> Coordinator::CreateJob(const v1::CreateJobRequest& reque
       if (job.has_value()) return *job;
     }
   }
-  GRADQ_ASSIGN_OR_RETURN(AdmittedJob admitted,
-                         admission_.Check(request.spec(), ReadyFleet(), /*needs_text=*/true));
+  GRADQ_ASSIGN_OR_RETURN(AdmittedJob admitted, Admit(request.spec()));
   if (request.validate_only()) {
     v1::Job job;
     *job.mutable_spec() = admitted.job.spec;
@@ -357,6 +362,30 @@ absl::StatusOr<v1::Job> Coordinator::CreateJob(const v1::CreateJobRequest& reque
   }
   admitted.job.request_id = request.request_id();
   return Store(std::move(admitted));
+}
+
+absl::StatusOr<v1::JobSpec> Coordinator::Resolve(const v1::JobSpec& spec) {
+  if (spec.source_job().empty()) return admission_.Resolve(spec);
+  GRADQ_ASSIGN_OR_RETURN(const v1::JobRecord source, WithCore([&](CoordinatorCore& core, Now) {
+                           return core.Record(spec.source_job());
+                         }));
+  return admission_.ResolvePoint(spec, source);
+}
+
+absl::StatusOr<AdmittedJob> Coordinator::Admit(const v1::JobSpec& spec) {
+  if (spec.source_job().empty()) {
+    return admission_.Check(spec, ReadyFleet(), /*needs_text=*/true);
+  }
+  GRADQ_ASSIGN_OR_RETURN(const v1::JobRecord source, WithCore([&](CoordinatorCore& core, Now) {
+                           return core.Record(spec.source_job());
+                         }));
+  // Its shards are there; before any text is cut.
+  v1::GetFrontierRequest request;
+  request.set_name(spec.source_job());
+  request.set_max_points(1);
+  GRADQ_RETURN_IF_ERROR(
+      WithCore([&](CoordinatorCore& core, Now) { return core.GetFrontier(request); }).status());
+  return admission_.CheckPoint(spec, source);
 }
 
 absl::StatusOr<v1::Job> Coordinator::Store(AdmittedJob admitted) {

@@ -36,8 +36,6 @@ struct CoordinatorOptions {
   std::string data_dir;     // created when absent
   std::string model_root;   // empty: no model can be named
   std::string output_root;  // empty: artifacts stay in data_dir
-  // How long the shards of a job with mixed widths are kept after its end.
-  absl::Duration retention = absl::Hours(24 * 7);
   CoreOptions core;
 };
 
@@ -61,7 +59,7 @@ class Coordinator {
   absl::StatusOr<v1::Job> CreateJob(const v1::CreateJobRequest& request);
   absl::StatusOr<v1::PlanJobResponse> PlanJob(const v1::PlanJobRequest& request);
 
-  // The durable shards of a job ("jobs/1").
+  // The durable shards that a job ("jobs/1") makes.
   absl::StatusOr<BlobStore> ShardsOf(std::string_view job) const;
   // A file of a job's model folder, or one of its token files.
   absl::StatusOr<std::unique_ptr<RandomAccessFile>> OpenModelFile(const v1::JobContext& context,
@@ -94,6 +92,10 @@ class Coordinator {
   void Perform(const std::vector<Action>& actions);
   void RunTicks();
   Fleet ReadyFleet();
+  // The checked job of a request; with source_job that job's kept shards make it.
+  absl::StatusOr<AdmittedJob> Admit(const v1::JobSpec& spec);
+  // The spec as Admit stores it; touches no weights and no texts.
+  absl::StatusOr<v1::JobSpec> Resolve(const v1::JobSpec& spec);
   absl::StatusOr<v1::Job> Store(AdmittedJob admitted);
   // ALREADY_EXISTS when an unfinished job has the same output; with create_mutex_ held.
   absl::Status CheckUnclaimed(const NewJob& job);

@@ -5,6 +5,7 @@
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/catalog/export_formats.h"
 #include "lib/catalog/geometry.h"
 #include "lib/catalog/outlier_policies.h"
 #include "lib/catalog/quantizers.h"
@@ -47,6 +48,13 @@ v1::Capabilities MakeCapabilities() {
   }
   for (const StatisticRow& row : Statistics()) capabilities.add_statistics(std::string(row.name));
   for (const FamilyRow& row : Families()) capabilities.add_families(std::string(row.model_type));
+  for (const ExportFormatRow& row : ExportFormats()) {
+    v1::Capabilities::Method* format = capabilities.add_export_formats();
+    format->set_name(std::string(row.name));
+    format->set_summary(std::string(row.summary));
+  }
+  for (const Objective objective : {Objective::kGuided, Objective::kPlain, Objective::kCoupled})
+    capabilities.add_objectives(std::string(ObjectiveName(objective)));
   capabilities.set_version(GRADQ_VERSION);
   return capabilities;
 }
@@ -116,6 +124,15 @@ grpc::ServerUnaryReactor* JobServiceImpl::ListEvents(grpc::CallbackServerContext
   return AnswerOn(coordinator_.control(), context, response, [this, request] {
     return coordinator_.WithCore(
         [&](CoordinatorCore& core, Now) { return core.ListEvents(*request); });
+  });
+}
+
+grpc::ServerUnaryReactor* JobServiceImpl::GetFrontier(grpc::CallbackServerContext* context,
+                                                      const v1::GetFrontierRequest* request,
+                                                      v1::Frontier* response) {
+  return AnswerOn(coordinator_.control(), context, response, [this, request] {
+    return coordinator_.WithCore(
+        [&](CoordinatorCore& core, Now) { return core.GetFrontier(*request); });
   });
 }
 

@@ -96,7 +96,7 @@ int Main(int argc, char** argv) {
                   "A worker that is silent for so long has lost its task");
   AddDurationFlag(app, "--heartbeat", &options.core.heartbeat_interval,
                   "How often a worker reports; at most half of --lease-ttl");
-  AddDurationFlag(app, "--retention", &options.retention,
+  AddDurationFlag(app, "--retention", &options.core.retention,
                   "How long the shards of a job with mixed widths are kept after its end, so that "
                   "other points of its frontier can be exported");
   app.add_option("--http", http_address, "Serve /healthz, /readyz and /metrics; off when empty")

@@ -66,6 +66,57 @@ json WorkersJson(const std::vector<v1::Task>& tasks, const std::vector<v1::Worke
   return array;
 }
 
+std::string_view DecisionName(v1::RoundPlan::Decision decision) {
+  switch (decision) {
+    case v1::RoundPlan::THRESHOLD:
+      return "threshold";
+    case v1::RoundPlan::SHARES:
+      return "shares";
+    case v1::RoundPlan::SHRINKAGE:
+      return "shrinkage";
+    case v1::RoundPlan::WIDTHS:
+      return "widths";
+    default:
+      return "none";
+  }
+}
+
+// What each round decided, and from which losses.
+json DecisionsJson(const v1::Job& job, const std::vector<v1::Task>& tasks) {
+  json array = json::array();
+  for (const v1::Task& task : tasks) {
+    if (!task.result().has_decision()) continue;
+    const int round = task.spec().decide().round();
+    if (round >= job.plan().rounds_size()) continue;
+    const v1::Decision& decision = task.result().decision();
+    json entry = {{"round", round},
+                  {"purpose", job.plan().rounds(round).purpose()},
+                  {"decision", std::string(DecisionName(job.plan().rounds(round).decision()))},
+                  {"node_loss", json(std::vector<double>(decision.node_loss().begin(),
+                                                         decision.node_loss().end()))}};
+    for (const auto& [name, number] : decision.numbers()) entry["numbers"][name] = number;
+    for (const v1::LinearDecision& linear : decision.linears()) {
+      json& line = entry["linears"][linear.linear()];
+      if (linear.has_threshold()) line["threshold"] = linear.threshold();
+      if (linear.has_outlier_fraction()) line["outlier_fraction"] = linear.outlier_fraction();
+      if (linear.has_variant()) line["variant"] = linear.variant();
+    }
+    array.push_back(std::move(entry));
+  }
+  return array;
+}
+
+json PathChecksJson(const v1::JobProgress& progress) {
+  json array = json::array();
+  for (const v1::PathCheck& check : progress.path_checks()) {
+    array.push_back({{"round", check.round()},
+                     {"purpose", check.purpose()},
+                     {"integral", check.integral()},
+                     {"measured", check.measured()}});
+  }
+  return array;
+}
+
 std::string HostName() {
   char name[256] = {};
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "";
@@ -118,7 +169,11 @@ std::string ReportJson(const v1::Job& job, const std::vector<v1::Task>& tasks,
       {"stages", job.plan().first_block_size()},
       {"workers", WorkersJson(tasks, workers)},
       {"validation", ValidationJson(job.validation())},
+      {"decisions", DecisionsJson(job, tasks)},
+      {"path_checks", PathChecksJson(progress)},
   };
+  if (!job.spec().source_job().empty()) object["source_job"] = job.spec().source_job();
+  object["shrinkage"] = progress.has_shrinkage() ? json(progress.shrinkage()) : json(nullptr);
   if (job.has_end_time()) {
     object["seconds"] =
         static_cast<double>(TimeUtil::DurationToMilliseconds(job.end_time() - job.create_time())) /

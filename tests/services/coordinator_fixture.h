@@ -41,6 +41,7 @@ class CoordinatorFixture : public ::testing::Test {
     options.output_root = output_root_;
     options.core.lease_ttl = absl::Seconds(30);
     options.core.heartbeat_interval = absl::Seconds(10);
+    options.core.retention = retention_;
     auto coordinator = Coordinator::Start(options);
     ASSERT_TRUE(coordinator.ok()) << coordinator.status();
     coordinator_ = *std::move(coordinator);
@@ -151,6 +152,7 @@ class CoordinatorFixture : public ::testing::Test {
   TemporaryFolder temporary_;
   std::string model_root_;
   std::string output_root_;
+  absl::Duration retention_ = absl::Hours(1);
   std::unique_ptr<Coordinator> coordinator_;
   std::unique_ptr<JobServiceImpl> jobs_service_;
   std::unique_ptr<WorkerServiceImpl> worker_service_;

@@ -28,6 +28,30 @@ class CoordinatorJobs : public CoordinatorFixture {
     EXPECT_TRUE(worker.Register().ok());
     return worker;
   }
+  // The bytes of a shard from `offset`; DATA_LOSS when a piece contradicts its checksum.
+  absl::StatusOr<std::string> ReadShard(FakeWorker& worker, const std::string& session,
+                                        const std::string& job, const std::string& sha256,
+                                        int64_t offset) {
+    v1::ReadShardRequest request;
+    request.set_session(session);
+    request.set_job(job);
+    request.set_sha256(sha256);
+    request.set_offset(offset);
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Seconds(10));
+    const auto reader = worker.stub().ReadShard(&context, request);
+    std::string bytes;
+    v1::FileChunk chunk;
+    while (reader->Read(&chunk)) {
+      EXPECT_LE(chunk.data().size(), 1u << 20);
+      EXPECT_EQ(chunk.offset(), offset + static_cast<int64_t>(bytes.size()));
+      if (chunk.xxh3() != Xxh3(chunk.data())) return absl::DataLossError("checksum");
+      bytes += chunk.data();
+    }
+    const absl::Status status = FromGrpc(reader->Finish());
+    if (!status.ok()) return status;
+    return bytes;
+  }
   absl::StatusOr<std::unique_ptr<ReadableFolder>> OpenArtifact(const std::string& job) {
     const auto fetch = [this, job](const std::string& file, int64_t offset, int64_t length,
                                    absl::FunctionRef<absl::Status(const v1::FileChunk&)> receive) {
@@ -238,22 +262,42 @@ TEST_F(CoordinatorJobs, ShardsAreCheckedAndFenced) {
   EXPECT_TRUE(worker.WriteShard(*lease, bytes, Sha256Hex(bytes)).ok());
   EXPECT_TRUE(worker.WriteShard(*lease, bytes, Sha256Hex(bytes)).ok()) << "again: answered early";
 
-  v1::ReadShardRequest request;
-  request.set_session(worker.session());
-  request.set_job(created->name());
-  request.set_sha256(Sha256Hex(bytes));
-  grpc::ClientContext context;
-  SetDeadline(context, absl::Seconds(10));
-  const auto reader = worker.stub().ReadShard(&context, request);
-  v1::FileChunk chunk;
-  ASSERT_TRUE(reader->Read(&chunk));
-  EXPECT_EQ(chunk.data(), bytes);
+  const auto whole = ReadShard(worker, worker.session(), created->name(), Sha256Hex(bytes), 0);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  EXPECT_EQ(*whole, bytes);
 
   // A second session of the same name fences the first.
   FakeWorker again(channel_, "w1");
   ASSERT_TRUE(again.Register().ok());
   const absl::Status late = worker.WriteShard(*lease, "late", Sha256Hex("late"));
   EXPECT_TRUE(absl::IsAborted(late) || absl::IsNotFound(late)) << late;
+}
+
+TEST_F(CoordinatorJobs, ShardsAreReadInCheckedPieces) {
+  v1::JobSpec spec = Spec();
+  spec.mutable_recipe()->set_method("rtn");
+  const auto created = Create(spec);
+  const auto other = Create(Spec("other"));
+  ASSERT_TRUE(created.ok() && other.ok());
+  FakeWorker worker = MakeWorker();
+  const auto lease = worker.Lease(absl::Seconds(10));
+  ASSERT_TRUE(lease.ok() && lease->has_value() && (*lease)->spec().has_solve_linear());
+  std::string bytes(2'500'000, '\0');
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * 7919 >> 3);
+  const std::string sha256 = Sha256Hex(bytes);
+  ASSERT_TRUE(worker.WriteShard(**lease, bytes, sha256).ok());
+
+  const std::string& session = worker.session();
+  const std::string& job = created->name();
+  EXPECT_EQ(*ReadShard(worker, session, job, sha256, 0), bytes);
+  EXPECT_EQ(*ReadShard(worker, session, job, sha256, 2'499'990), bytes.substr(2'499'990));
+  EXPECT_TRUE(absl::IsOutOfRange(ReadShard(worker, session, job, sha256, 2'500'001).status()));
+  EXPECT_TRUE(absl::IsNotFound(ReadShard(worker, session, job, Sha256Hex("x"), 0).status()));
+  EXPECT_TRUE(absl::IsNotFound(ReadShard(worker, "stranger", job, sha256, 0).status()));
+  EXPECT_TRUE(absl::IsNotFound(ReadShard(worker, session, other->name(), sha256, 0).status()))
+      << "a shard of another job";
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(ReadShard(worker, session, job, "../jobs.sqlite", 0).status()));
 }
 
 TEST_F(CoordinatorJobs, CancelStopsEverything) {
@@ -481,6 +525,9 @@ TEST_F(CoordinatorJobs, EventsAndTasksAreListed) {
   const auto capabilities = Call(&Jobs::GetCapabilities, v1::GetCapabilitiesRequest());
   EXPECT_GE(capabilities->quantizers_size(), 3);
   EXPECT_GE(capabilities->families_size(), 4);
+  EXPECT_GE(capabilities->outlier_policies_size(), 4);
+  EXPECT_EQ(capabilities->export_formats_size(), 3);
+  EXPECT_EQ(capabilities->objectives_size(), 3);
 }
 
 }  // namespace

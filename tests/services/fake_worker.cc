@@ -23,6 +23,24 @@ constexpr absl::Duration kDeadline = absl::Seconds(20);
 // Nats per token that a linear of so many bits is said to cost.
 double PriceOf(int bits) { return 0.064 / (1 << (2 * bits)); }
 
+// Summed loss that the quantized weights are said to add.
+constexpr double kLossOfPath = 21;
+
+// A hundred weights that share what kLossOfPath says, of 21 linears, in two buckets.
+v1::TaskResult Score(const std::string& linear) {
+  v1::TaskResult result;
+  v1::ScoreSummary* score = result.mutable_score();
+  score->set_linear(linear);
+  score->set_weights(100);
+  score->set_signed_sum(0.01);
+  score->set_absolute_sum(0.02);
+  score->add_bucket(-700);
+  score->add_count(99);
+  score->add_bucket(-600);
+  score->add_count(1);
+  return result;
+}
+
 // Each row on an even grid between its extremes; the table holds the used values, rounded to fp16.
 QuantizedLinear Round(const std::string& name, const std::string& method, int bits,
                       const std::vector<float>& weights, int64_t rows, int64_t columns) {
@@ -211,9 +229,14 @@ absl::Status FakeWorker::Work(const v1::Lease& lease) {
   v1::TaskResult result;
   if (lease.spec().has_solve_linear()) {
     GRADQ_ASSIGN_OR_RETURN(result, Solve(lease));
+  } else if (lease.spec().has_score_linear()) {
+    result = Score(lease.spec().score_linear().linear());
   } else if (lease.spec().has_run_stage() && lease.spec().run_stage().loss()) {
     result.set_loss_sum(350.0);
     result.set_loss_tokens(100);
+    const v1::RoundPlan& round = lease.job().plan().rounds(lease.spec().run_stage().round());
+    for (const v1::RoundPlan::Node& node : round.nodes())
+      result.add_node_loss_sum(350 + kLossOfPath * node.t());
   } else if (lease.spec().has_validate()) {
     result.mutable_comparison()->set_perplexity(30.0);
     result.mutable_comparison()->set_reference_perplexity(29.0);
