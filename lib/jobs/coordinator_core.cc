@@ -247,8 +247,7 @@ absl::StatusOr<v1::Job> CoreImpl::CreateJob(Now now, const NewJob& request) {
   }
 
   const int64_t id = next_job_;
-  JobState& job = jobs_[id];
-  v1::JobRecord& record = job.record;
+  v1::JobRecord record;
   record.set_request_id(request.request_id);
   record.set_config_json(request.config_json);
   record.set_model_path(request.model_path);
@@ -257,20 +256,19 @@ absl::StatusOr<v1::Job> CoreImpl::CreateJob(Now now, const NewJob& request) {
   record.set_evaluation_tokens(request.evaluation_tokens);
   record.set_evaluation_sequences(request.evaluation_sequences);
   record.set_output_path(request.output_path);
-  job.job().set_name(StrCat("jobs/", id));
-  *job.job().mutable_spec() = request.spec;
-  job.job().set_state(v1::Job::QUEUED);
-  *job.job().mutable_create_time() = ToTimestamp(now_.wall);
-  job.job().mutable_progress()->set_original_bytes(request.original_bytes);
-  if (!request.spec.source_job().empty()) {
-    if (absl::Status filled = FillFromSource(&record); !filled.ok()) {
-      jobs_.erase(id);
-      return filled;
-    }
-  }
-  job.job().mutable_validation()->set_state(request.spec.evaluation_blob().empty()
-                                                ? v1::Validation::NOT_REQUESTED
-                                                : v1::Validation::PENDING);
+  v1::Job& created = *record.mutable_job();
+  created.set_name(StrCat("jobs/", id));
+  *created.mutable_spec() = request.spec;
+  created.set_state(v1::Job::QUEUED);
+  *created.mutable_create_time() = ToTimestamp(now_.wall);
+  created.mutable_progress()->set_original_bytes(request.original_bytes);
+  created.mutable_validation()->set_state(request.spec.evaluation_blob().empty()
+                                              ? v1::Validation::NOT_REQUESTED
+                                              : v1::Validation::PENDING);
+  const bool point = !request.spec.source_job().empty();
+  if (point) GRADQ_RETURN_IF_ERROR(FillFromSource(&record));
+  JobState& job = jobs_[id];
+  job.record = std::move(record);
   if (!request.request_id.empty()) {
     v1::RequestRecord& made = requests_[request.request_id];
     made.set_job(job.name());
@@ -287,7 +285,7 @@ absl::StatusOr<v1::Job> CoreImpl::CreateJob(Now now, const NewJob& request) {
     return stored;
   }
   ++next_job_;
-  if (!request.spec.source_job().empty()) {
+  if (point) {
     StartPoint(&job);
     GRADQ_RETURN_IF_ERROR(Flush());
   }

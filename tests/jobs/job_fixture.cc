@@ -116,6 +116,7 @@ v1::TaskResult FakeResult(const v1::Lease& lease) {
     shard.set_sha256(Sha256Hex(
         std::string_view(StrCat(solve.linear(), "|", solve.round(), "|", variant, "|", origin))));
     shard.set_bytes(100 + variant);
+    shard.set_bits(2 + variant);
     shard.set_weights(10000);
     shard.set_average_bits(2.5 + variant);
     shard.set_predicted_loss_increase(0.5 / (1 << 2 * variant));

@@ -78,7 +78,7 @@ TEST(RandomSchedule, EndsAndPublishesOnce) {
   if (std::getenv("GRADQ_SIMULATION_SEED") != nullptr) {
     return RunSeed(FromEnvironment("GRADQ_SIMULATION_SEED", 0));
   }
-  const uint64_t seeds = FromEnvironment("GRADQ_SIMULATION_SEEDS", 1500);
+  const uint64_t seeds = FromEnvironment("GRADQ_SIMULATION_SEEDS", 1000);
   for (uint64_t seed = 0; seed < seeds && !HasFailure(); ++seed) RunSeed(seed);
 }
 

@@ -174,7 +174,7 @@ SimulationOptions WideScope(SimulationOptions options) {
 
 // (GRADQ_SIMULATION_EVERY_CALL=1 tries every call of them: a minute.)
 TEST_P(EveryCallOfVariants, RoundsUnderDeathsStallsAndRestarts) {
-  most_calls_ = 12;
+  most_calls_ = 8;
   for (auto* kind : {Requant, Coupled, Mixed, WideScope}) {
     for (const bool small_memory : {false, true}) {
       SimulationOptions options = kind(Options());
