@@ -18,9 +18,11 @@ namespace gradq {
 namespace {
 
 constexpr QuantizerBinding kBindings[] = {
-    {"rtn", SolveRtn},         {"gptq", SolveGptq},
-    {"gptvq1d", SolveGptvq1d}, {"squeezellm", SolveSqueezellm},
-    {"lnq", SolveLnq},
+    {"rtn", SolveRtn},
+    {"gptq", SolveGptq},
+    {"gptvq1d", SolveGptvq1d},
+    {"squeezellm", SolveSqueezellm},
+    {"lnq", SolveLnq, SolveLnqShrinkages},
 };
 
 // OK when every value is finite.
@@ -57,6 +59,8 @@ absl::Status CheckStatistic(std::string_view need, const LayerProblem& problem) 
     return CheckTensor(problem.fisher_diagonal, rows, columns, problem.name, need);
   if (need == kWeightGradient)
     return CheckTensor(problem.weight_gradient, rows, columns, problem.name, need);
+  if (need == kOutputFisher)
+    return CheckTensor(problem.output_fisher, rows, rows, problem.name, need);
   return absl::OkStatus();
 }
 
@@ -127,12 +131,59 @@ void CompleteRecord(const LayerProblem& problem, ThreadPool* pool, QuantizedLine
   std::vector<double> per_group;
   const double objective =
       LayerObjective(problem, problem.fisher_blocks, quantized, pool, &per_group);
-  if (problem.objective == Objective::kGuided) linear->record.objective_final = objective;
+  if (problem.objective != Objective::kPlain) linear->record.objective_final = objective;
   double increase = 0.0;
   for (int k = 0; k < problem.groups.groups; ++k) {
     increase += static_cast<double>(problem.groups.size(k)) * per_group[k];
   }
   linear->record.predicted_loss_increase = problem.loss_price * increase;
+}
+
+// A problem that has been checked and whose outliers are chosen.
+struct Ready {
+  const QuantizerBinding* binding = nullptr;
+  LayerProblem problem;
+  SolveRecord chosen;
+};
+
+absl::StatusOr<Ready> Prepare(std::string_view method, const LayerProblem& problem,
+                              const SolveContext& context) {
+  GRADQ_CHECK(context.pool != nullptr);
+  GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(method));
+  Ready ready;
+  ready.problem = problem;
+  GRADQ_ASSIGN_OR_RETURN(ready.problem.options,
+                         ResolveOptions(row->name, row->options, problem.options));
+  GRADQ_RETURN_IF_ERROR(CheckProblem(*row, ready.problem));
+  ready.binding = std::find_if(std::begin(kBindings), std::end(kBindings),
+                               [&](const auto& entry) { return entry.name == row->name; });
+  GRADQ_CHECK(ready.binding != std::end(kBindings));
+  GRADQ_RETURN_IF_ERROR(ChooseOutliers(row->name, context, &ready.problem, &ready.chosen));
+  return ready;
+}
+
+// What all methods have in common, to the result of one.
+absl::StatusOr<QuantizedLinear> Complete(const Ready& ready, QuantizedLinear linear,
+                                         const SolveContext& context) {
+  const LayerProblem& problem = ready.problem;
+  linear.name = problem.name;
+  linear.bits = problem.bits;
+  linear.out_features = problem.weight.size(0);
+  linear.in_features = problem.weight.size(1);
+  linear.record.method = std::string(ready.binding->name);
+  linear.record.numbers.insert(ready.chosen.numbers.begin(), ready.chosen.numbers.end());
+  if (const auto grid = problem.options.find("grid_bits");
+      grid != problem.options.end() && grid->second != "0") {
+    GRADQ_ASSIGN_OR_RETURN(
+        linear, SnapToGrid(problem, linear, OptionInt(problem.options, "grid_bits"), context));
+  }
+  if (!problem.apart.empty()) {
+    GRADQ_RETURN_IF_ERROR(SetOutliers(
+        {problem.weight.const_data_ptr<float>(), problem.apart.size()}, problem.apart, &linear));
+  }
+  GRADQ_RETURN_IF_ERROR(Validate(linear));
+  CompleteRecord(problem, context.pool, &linear);
+  return linear;
 }
 
 }  // namespace
@@ -141,48 +192,42 @@ std::span<const QuantizerBinding> QuantizerBindings() { return kBindings; }
 
 absl::StatusOr<QuantizedLinear> SolveLayer(std::string_view method, const LayerProblem& problem,
                                            const SolveContext& context) {
-  GRADQ_CHECK(context.pool != nullptr);
-  GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(method));
-  LayerProblem checked = problem;
-  GRADQ_ASSIGN_OR_RETURN(checked.options, ResolveOptions(row->name, row->options, problem.options));
-  GRADQ_RETURN_IF_ERROR(CheckProblem(*row, checked));
-  const auto* binding = std::find_if(std::begin(kBindings), std::end(kBindings),
-                                     [&](const auto& entry) { return entry.name == row->name; });
-  GRADQ_CHECK(binding != std::end(kBindings));
-  SolveRecord chosen;
-  GRADQ_RETURN_IF_ERROR(ChooseOutliers(row->name, context, &checked, &chosen));
-  GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, binding->solve(checked, context));
-  linear.name = checked.name;
-  linear.bits = checked.bits;
-  linear.out_features = checked.weight.size(0);
-  linear.in_features = checked.weight.size(1);
-  linear.record.method = std::string(row->name);
-  linear.record.numbers.merge(chosen.numbers);
-  if (const auto grid = checked.options.find("grid_bits");
-      grid != checked.options.end() && grid->second != "0") {
-    GRADQ_ASSIGN_OR_RETURN(
-        linear, SnapToGrid(checked, linear, OptionInt(checked.options, "grid_bits"), context));
-  }
-  if (!checked.apart.empty()) {
-    GRADQ_RETURN_IF_ERROR(SetOutliers(
-        {checked.weight.const_data_ptr<float>(), checked.apart.size()}, checked.apart, &linear));
-  }
-  GRADQ_RETURN_IF_ERROR(Validate(linear));
-  CompleteRecord(checked, context.pool, &linear);
-  return linear;
+  GRADQ_ASSIGN_OR_RETURN(const Ready ready, Prepare(method, problem, context));
+  GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, ready.binding->solve(ready.problem, context));
+  return Complete(ready, std::move(linear), context);
 }
 
 absl::StatusOr<std::vector<QuantizedLinear>> SolveVariants(std::string_view method,
                                                            const LayerProblem& problem,
                                                            std::span<const Variant> variants,
                                                            const SolveContext& context) {
-  std::vector<QuantizedLinear> results;
-  for (const Variant& variant : variants) {
+  std::vector<QuantizedLinear> results(variants.size());
+  std::vector<bool> solved(variants.size());
+  for (size_t first = 0; first < variants.size(); ++first) {
+    if (solved[first]) continue;
+    // All variants of one width together.
+    std::vector<size_t> places;
+    std::vector<double> shrinkages;
+    for (size_t i = first; i < variants.size(); ++i) {
+      if (variants[i].bits != variants[first].bits) continue;
+      places.push_back(i);
+      shrinkages.push_back(variants[i].shrinkage);
+      solved[i] = true;
+    }
     LayerProblem varied = problem;
-    varied.bits = variant.bits;
-    varied.shrinkage = variant.shrinkage;
-    GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, SolveLayer(method, varied, context));
-    results.push_back(std::move(linear));
+    varied.bits = variants[first].bits;
+    GRADQ_ASSIGN_OR_RETURN(const Ready ready, Prepare(method, varied, context));
+    std::vector<QuantizedLinear> linears;
+    if (problem.objective == Objective::kCoupled && ready.binding->solve_shrinkages != nullptr) {
+      GRADQ_ASSIGN_OR_RETURN(linears,
+                             ready.binding->solve_shrinkages(ready.problem, shrinkages, context));
+    } else {
+      GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear, ready.binding->solve(ready.problem, context));
+      linears.assign(places.size(), linear);
+    }
+    for (size_t i = 0; i < places.size(); ++i) {
+      GRADQ_ASSIGN_OR_RETURN(results[places[i]], Complete(ready, std::move(linears[i]), context));
+    }
   }
   return results;
 }

@@ -16,6 +16,11 @@ struct QuantizerBinding {
   // linear.
   absl::StatusOr<QuantizedLinear> (*solve)(const LayerProblem& problem,
                                            const SolveContext& context);
+  // The same for several shrinkages of the coupled objective, whatever problem.shrinkage is; null
+  // for methods without one.
+  absl::StatusOr<std::vector<QuantizedLinear>> (*solve_shrinkages)(
+      const LayerProblem& problem, std::span<const double> shrinkages,
+      const SolveContext& context) = nullptr;
 };
 
 std::span<const QuantizerBinding> QuantizerBindings();

@@ -35,6 +35,11 @@ std::vector<TileTask> CutRows(const GroupPartition& groups) {
 absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const SolveContext& context) {
   if (OptionWord(problem.options, "solver") == "published")
     return SolveLnqPublished(problem, context);
+  if (problem.objective == Objective::kCoupled && problem.shrinkage < 1) {
+    GRADQ_ASSIGN_OR_RETURN(std::vector<QuantizedLinear> only,
+                           SolveLnqShrinkages(problem, {&problem.shrinkage, 1}, context));
+    return std::move(only.front());
+  }
   const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
   LnqSettings settings;
   settings.levels = 1 << problem.bits;

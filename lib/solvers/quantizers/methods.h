@@ -24,6 +24,11 @@ absl::StatusOr<QuantizedLinear> SolveSqueezellm(const LayerProblem& problem,
 // Layer-wise non-uniform quantization, plain or guided (arXiv:2505.07004).
 absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const SolveContext& context);
 
+// lnq on the coupled objective: QuantizerBinding::solve_shrinkages.
+absl::StatusOr<std::vector<QuantizedLinear>> SolveLnqShrinkages(const LayerProblem& problem,
+                                                                std::span<const double> shrinkages,
+                                                                const SolveContext& context);
+
 // --solver published of lnq: the paper's algorithm from SqueezeLLM's assignment, for comparison.
 absl::StatusOr<QuantizedLinear> SolveLnqPublished(const LayerProblem& problem,
                                                   const SolveContext& context);
