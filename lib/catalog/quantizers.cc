@@ -87,7 +87,7 @@ constexpr OptionSpec kGptqOptions[] = {
              "row may be shorter"},
     {.name = "order",
      .type = OptionSpec::Type::kChoice,
-     .default_value = "natural",
+     .default_value = "activation",
      .choices = "natural|activation",
      .help = "order in which the columns are rounded; activation: by falling diagonal of H, with "
              "grids fitted before the sweep, since groups stay consecutive input weights "
@@ -97,7 +97,7 @@ constexpr OptionSpec kGptqOptions[] = {
      .default_value = "no",
      .choices = "no|yes",
      .help = "yes: grids are fitted to the original weights before the sweep; no: each to the "
-             "weights as they are when the sweep reaches its group (order natural)"},
+             "weights as they are when the sweep reaches its group, which needs order natural"},
     kDamping,
 };
 

@@ -237,6 +237,7 @@ TEST(GptqApartTest, LaterColumnsCompensateAsForAnyColumnWithoutError) {
     problem.weight.mutable_data_ptr<float>()[i] *= 5.0f;
   }
   ThreadPool pool(2);
+  problem.options = {{"order", "natural"}};
   const auto linear = SolveLayer("gptq", problem, {&pool, nullptr});
   ASSERT_TRUE(linear.ok()) << linear.status();
   const std::vector<float> quantized = Dequantize(*linear), dense = DequantizeDense(*linear);
