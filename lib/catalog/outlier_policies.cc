@@ -20,8 +20,8 @@ constexpr OptionSpec kGwqOptions[] = {
      .type = OptionSpec::Type::kChoice,
      .default_value = "gradient",
      .choices = "gradient|gradient_delta|fisher_delta|magnitude",
-     .help = "what ranks the weights: |g|, |g d|, F d^2 (F = fisher_diagonal) or |w|, with d the "
-             "error of a preliminary solve"},
+     .help = "what ranks the weights: |g|, |g d|, F d^2 (F = fisher_diagonal, of all windows) or "
+             "|w|, with d the error of a preliminary solve"},
     {.name = "scope",
      .type = OptionSpec::Type::kChoice,
      .default_value = "linear",
@@ -58,8 +58,9 @@ constexpr OptionSpec kPqiOptions[] = {
      .default_value = "0.0005",
      .min = 0,
      .max = 0.2,
-     .help = "share of the model's weights detached last, by the integral alone; the rest of the "
-             "fraction are outliers chosen before the weights are quantized again"},
+     .help = "share of the model's weights detached last, those that raise the loss most on their "
+             "way to their codewords; the rest of the fraction are outliers chosen before the "
+             "weights are quantized again"},
     {.name = "steps",
      .type = OptionSpec::Type::kInt,
      .default_value = "2",

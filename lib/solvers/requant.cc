@@ -46,7 +46,7 @@ absl::Status DetachOutliers(std::span<const float> weights, std::span<const floa
   apart.resize(count, 0);
   int64_t detached = 0;
   for (size_t i = 0; i < count; ++i) {
-    if (apart[i] != 0 || !(std::fabs(static_cast<double>(scores[i])) >= threshold)) continue;
+    if (apart[i] != 0 || !(static_cast<double>(scores[i]) >= threshold)) continue;
     apart[i] = 1;
     ++detached;
   }

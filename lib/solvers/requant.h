@@ -23,11 +23,12 @@ std::vector<float> PqiScores(std::span<const float> weights, std::span<const flo
 // 1 where the linear keeps a weight apart, [out, in]; empty when it keeps none.
 std::vector<uint8_t> ApartMask(const QuantizedLinear& linear);
 
-// Adds every weight with |score| ≥ threshold to linear->outliers, value = fp16(w − dense); those
-// already there stay, codes and tables too. record.numbers: "outliers", "detached" (of all steps),
-// "detach_threshold". The objective and the predicted loss increase of the record are dropped: they
-// were those of the linear before. INVALID_ARGUMENT naming the linear when sizes differ or fp16
-// can't hold a difference.
+// Adds every weight with score ≥ threshold to linear->outliers, value = fp16(w − dense); those
+// already there stay, codes and tables too. A weight whose way lowers the loss keeps its codeword:
+// giving it back would raise the loss, at first order (the paper seems to rank by |ΔF|).
+// record.numbers: "outliers", "detached" (of all steps), "detach_threshold". The objective and the
+// predicted loss increase of the record are dropped: they were those of the linear before.
+// INVALID_ARGUMENT naming the linear when sizes differ or fp16 can't hold a difference.
 absl::Status DetachOutliers(std::span<const float> weights, std::span<const float> scores,
                             double threshold, QuantizedLinear* linear);
 

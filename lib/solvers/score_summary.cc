@@ -22,8 +22,8 @@ absl::StatusOr<ScoreSummary> SummarizeScores(std::span<const float> scores,
     }
     summary.signed_sum += score;
     summary.absolute_sum += size;
-    if (size == 0 || (!apart.empty() && apart[i] != 0)) continue;
-    ++counts[LogBucket(size) - kLowest];
+    if (score <= 0 || (!apart.empty() && apart[i] != 0)) continue;
+    ++counts[LogBucket(score) - kLowest];
   }
   for (int bucket = 0; bucket < kBuckets; ++bucket) {
     if (counts[bucket] == 0) continue;

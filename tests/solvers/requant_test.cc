@@ -60,7 +60,7 @@ TEST_F(DetachTest, AddsWeightsAboveTheThresholdAndKeepsTheRest) {
   const QuantizedLinear before = linear_;
   const std::vector<uint8_t> old = ApartMask(before);
   std::vector<float> scores = Pseudorandoms(270, 5);
-  ASSERT_TRUE(DetachOutliers(weights_, scores, 0.75, &linear_).ok());
+  ASSERT_TRUE(DetachOutliers(weights_, scores, 0.5, &linear_).ok());
   EXPECT_EQ(linear_.packed, before.packed);
   EXPECT_EQ(linear_.lut, before.lut);
   const std::vector<uint8_t> now = ApartMask(linear_);
@@ -68,7 +68,7 @@ TEST_F(DetachTest, AddsWeightsAboveTheThresholdAndKeepsTheRest) {
                            dense = DequantizeDense(linear_);
   int64_t added = 0;
   for (size_t i = 0; i < 270; ++i) {
-    EXPECT_EQ(now[i], old[i] != 0 || std::fabs(scores[i]) >= 0.75f);
+    EXPECT_EQ(now[i], old[i] != 0 || scores[i] >= 0.5f);
     added += now[i] != old[i];
     if (now[i] == old[i]) {
       EXPECT_EQ(values[i], were[i]);
@@ -82,7 +82,7 @@ TEST_F(DetachTest, AddsWeightsAboveTheThresholdAndKeepsTheRest) {
   EXPECT_FALSE(linear_.record.objective_final.has_value());
   EXPECT_TRUE(Validate(linear_).ok());
   // A second step counts on.
-  ASSERT_TRUE(DetachOutliers(weights_, scores, 0.5, &linear_).ok());
+  ASSERT_TRUE(DetachOutliers(weights_, scores, 0.25, &linear_).ok());
   EXPECT_GT(linear_.record.numbers.at("detached"), static_cast<double>(added));
 }
 
