@@ -44,7 +44,11 @@ TEST(Groups, FirstGroupsAreLonger) {
 
 TEST(Options, DefaultsAndOneSpelling) {
   const QuantizerRow& lnq = **FindQuantizer("lnq");
-  EXPECT_EQ(Resolve(lnq), (OptionMap{{"cycles", "4"}, {"iterations", "3"}, {"solver", "best"}}));
+  const OptionMap defaults = Resolve(lnq);
+  EXPECT_EQ(defaults.size(), lnq.options.size());
+  EXPECT_EQ(OptionInt(defaults, "cycles"), 4);
+  EXPECT_EQ(OptionInt(defaults, "iterations"), 3);
+  EXPECT_EQ(OptionWord(defaults, "solver"), "best");
   const OptionMap given = Resolve(lnq, {{"iterations", "007"}, {"solver", "published"}});
   EXPECT_EQ(OptionInt(given, "iterations"), 7);
   EXPECT_EQ(given, Resolve(lnq, {{"iterations", "7"}, {"solver", "published"}}));

@@ -158,7 +158,8 @@ TEST(Plan, RefusesWhatCannotBe) {
               AllOf(HasSubstr("bits"), HasSubstr("1..8"), HasSubstr(": 0")));
   EXPECT_THAT(refused([](auto& i) { i.recipe.bits = 9; }), HasSubstr(": 9"));
   EXPECT_THAT(refused([](auto& i) { i.recipe.groups = 0; }), HasSubstr("groups"));
-  EXPECT_THAT(refused([](auto& i) { i.recipe.groups = 33; }), AllOf(HasSubstr("1..32"), HasSubstr("33")));
+  EXPECT_THAT(refused([](auto& i) { i.recipe.groups = 33; }),
+              AllOf(HasSubstr("1..32"), HasSubstr("33")));
   EXPECT_THAT(refused([](auto& i) { i.stages = 4; }),
               AllOf(HasSubstr("stages"), HasSubstr("0..3")));
   EXPECT_THAT(refused([](auto& i) { i.stages = -1; }), HasSubstr("stages"));
