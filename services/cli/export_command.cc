@@ -12,6 +12,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/catalog/export_formats.h"
+#include "lib/catalog/quantizers.h"
 #include "lib/format/artifact.h"
 #include "lib/format/export.h"
 #include "lib/format/inspect.h"
@@ -133,48 +134,75 @@ absl::StatusOr<Exported> ExportJob(const ExportFlags& flags) {
 
 // --- a folder ---
 
-// The job that made an artifact, but on a grid of `grid_bits`. FAILED_PRECONDITION when the recipe
-// has no single width or keeps outliers, or when the text is not the one it was calibrated on.
+// What keeps a model with codebooks from a grid of one width; empty: nothing.
+std::string GridRefusal(const Inspection& native) {
+  for (const InspectedLinear& linear : native.linears) {
+    if (linear.outlier_fraction > 0) return StrCat("holds no outliers: ", linear.name);
+    if (linear.bits != native.linears.front().bits) {
+      return StrCat("holds one width, not ", native.linears.front().bits, " and ", linear.bits,
+                    ": ", linear.name);
+    }
+  }
+  return "";
+}
+
+// The job that made an artifact, but on a grid of `grid_bits`. FAILED_PRECONDITION when the text is
+// not the one it was calibrated on.
 absl::StatusOr<v1::JobSpec> GridSpec(const ExportFlags& flags, const Inspection& native) {
   const nlohmann::json recorded = nlohmann::json::parse(native.recipe_json, nullptr, false);
-  if (!recorded.is_object() || !recorded.value("bits", nlohmann::json()).is_number_integer()) {
-    return absl::FailedPreconditionError(
-        StrCat("compressed-tensors holds one width, this model has several: ", flags.source));
+  // The file is the user's: what is not there, or of another type, counts as 0 or empty.
+  const auto number = [&](const char* name) -> int {
+    const bool there = recorded.is_object() && recorded.contains(name);
+    return there && recorded[name].is_number_integer() ? recorded[name].get<int>() : 0;
+  };
+  const auto text = [&](const char* name) -> std::string {
+    const bool there = recorded.is_object() && recorded.contains(name);
+    return there && recorded[name].is_string() ? recorded[name].get<std::string>() : "";
+  };
+  if (text("method").empty() || number("bits") == 0) {
+    return absl::FailedPreconditionError(StrCat("gradq.json tells no recipe: ", flags.source));
   }
-  if (recorded.value("outliers", "none") != "none") {
-    return absl::FailedPreconditionError(
-        StrCat("compressed-tensors holds no outliers, this model has some: ", flags.source, ", ",
-               recorded.value("outliers", "")));
-  }
-  GRADQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(flags.calibration));
-  const std::string expected = recorded.value("calibration_sha256", "");
-  if (Sha256Hex(text) != expected) {
+  GRADQ_ASSIGN_OR_RETURN(const std::string calibration, ReadFile(flags.calibration));
+  if (Sha256Hex(calibration) != text("calibration_sha256")) {
     return absl::FailedPreconditionError(
         StrCat("not the text that the model was calibrated on (its SHA-256 is in gradq.json): ",
-               flags.calibration, ", ", expected));
+               flags.calibration, ", ", text("calibration_sha256")));
+  }
+  GRADQ_ASSIGN_OR_RETURN(const QuantizerRow* row, FindQuantizer(text("method")));
+  if (std::none_of(row->options.begin(), row->options.end(),
+                   [](const OptionSpec& option) { return option.name == "grid_bits"; })) {
+    return absl::FailedPreconditionError(
+        StrCat("method cannot solve on a grid, ", kDenseBf16, " can hold its result: ", row->name));
   }
   v1::JobSpec spec;
   spec.set_model(flags.model);
   v1::Recipe& recipe = *spec.mutable_recipe();
-  recipe.set_method(recorded.value("method", ""));
-  recipe.set_bits(recorded.value("bits", 0));
-  recipe.set_objective(recorded.value("objective", ""));
-  recipe.set_groups(recorded.value("groups", 0));
-  for (const auto& [name, value] : recorded.value("options", nlohmann::json::object()).items())
-    (*recipe.mutable_options())[name] = value.get<std::string>();
+  recipe.set_method(text("method"));
+  recipe.set_bits(number("bits"));
+  recipe.set_objective(text("objective"));
+  recipe.set_groups(number("groups"));
+  if (recorded.contains("options") && recorded["options"].is_object()) {
+    for (const auto& [name, value] : recorded["options"].items()) {
+      if (value.is_string()) (*recipe.mutable_options())[name] = value.get<std::string>();
+    }
+  }
   const int grid_bits = flags.grid_bits != 0 ? flags.grid_bits : (recipe.bits() <= 2 ? 4 : 8);
   (*recipe.mutable_options())["grid_bits"] = std::to_string(grid_bits);
-  spec.set_sequences(recorded.value("sequences", 0));
-  spec.set_length(recorded.value("length", 0));
-  spec.set_chunk_sequences(recorded.value("chunk_sequences", 0));
-  spec.set_compute_dtype(recorded.value("compute_dtype", ""));
-  if (const auto seed = recorded.find("shuffle_seed"); seed != recorded.end() && seed->is_number())
-    spec.set_shuffle_seed(seed->get<uint64_t>());
+  spec.set_sequences(number("sequences"));
+  spec.set_length(number("length"));
+  spec.set_chunk_sequences(number("chunk_sequences"));
+  spec.set_compute_dtype(text("compute_dtype"));
+  if (recorded.contains("shuffle_seed") && recorded["shuffle_seed"].is_number_unsigned())
+    spec.set_shuffle_seed(recorded["shuffle_seed"].get<uint64_t>());
   return spec;
 }
 
 // Codebooks do not fit an integer grid: the linears are solved again with the grid as a condition.
 absl::StatusOr<Exported> ExportOnGrid(const ExportFlags& flags, const Inspection& native) {
+  if (const std::string refusal = GridRefusal(native); !refusal.empty()) {
+    return absl::FailedPreconditionError(
+        StrCat("compressed-tensors cannot hold this model, ", refusal, "; ", kDenseBf16, " can"));
+  }
   if (flags.model.empty() || flags.calibration.empty()) {
     return absl::FailedPreconditionError(StrCat(
         "compressed-tensors holds integer grids, this model has codebooks: with --model DIR and "
@@ -250,11 +278,10 @@ absl::Status RunExport(const ExportFlags& flags) {
     std::printf("%s\n", ToJson(flags, exported).c_str());
     return absl::OkStatus();
   }
-  if (exported.job.has_value())
-    std::printf("%s",
-                ResultTable(*exported.job, OutlierFraction(exported.job->artifact_path())).c_str());
   std::printf("%s: %s, %s\n", flags.output.c_str(), flags.format.c_str(),
               FormatBytes(static_cast<double>(exported.bytes)).c_str());
+  if (exported.job.has_value())
+    std::printf("%s", ResultTable(*exported.job, OutlierFraction(exported.native)).c_str());
   return absl::OkStatus();
 }
 

@@ -30,16 +30,15 @@ std::string RoundText(const v1::Job& job) {
 // "12/21 linears" of the round that runs; empty where it solves none.
 std::string LinearsText(const v1::Job& job) {
   const v1::JobProgress& progress = job.progress();
-  if (progress.linears_total() == 0) return "";
-  int done = progress.linears_done(), total = progress.linears_total();
-  if (job.state() == v1::Job::RUNNING && progress.round() < job.plan().rounds_size()) {
-    if (job.plan().rounds(progress.round()).solve() == v1::RoundPlan::NOTHING) return "";
-    total = job.plan().linears_size();
-    for (int r = 0; r < progress.round(); ++r) {
-      if (job.plan().rounds(r).solve() != v1::RoundPlan::NOTHING) done -= total;
-    }
-    done = std::clamp(done, 0, total);
+  const bool runs = job.state() == v1::Job::RUNNING && progress.round() < job.plan().rounds_size();
+  if (progress.linears_total() == 0 || !runs) return "";
+  if (job.plan().rounds(progress.round()).solve() == v1::RoundPlan::NOTHING) return "";
+  const int total = job.plan().linears_size();
+  int done = progress.linears_done();
+  for (int r = 0; r < progress.round(); ++r) {
+    if (job.plan().rounds(r).solve() != v1::RoundPlan::NOTHING) done -= total;
   }
+  done = std::clamp(done, 0, total);
   return StrCat(done, "/", total, " linears");
 }
 
@@ -110,13 +109,14 @@ void ProgressView::Update(const v1::Job& job, absl::Time now) {
   if (fraction > 0.05 && fraction < 1)
     eta = StrCat("  ETA ", DurationText(elapsed * ((1 - fraction) / fraction)));
 
-  const std::string counts = LinearsText(job);
+  std::string counts = LinearsText(job);
+  if (!counts.empty()) counts = "  " + counts;
   if (style_ == Style::kLines) {
     const int tenth = static_cast<int>(fraction * 10);
     if (phase == last_phase_ && tenth == last_tenth_) return;
     last_phase_ = phase;
     last_tenth_ = tenth;
-    std::fprintf(stderr, "%7s  %3d %%  %s  %s%s%s\n", DurationText(elapsed).c_str(),
+    std::fprintf(stderr, "%7s  %3d %%  %s%s%s%s\n", DurationText(elapsed).c_str(),
                  static_cast<int>(fraction * 100), phase.c_str(), counts.c_str(),
                  PredictedText(job).c_str(), eta.c_str());
     return;
@@ -129,7 +129,7 @@ void ProgressView::Update(const v1::Job& job, absl::Time now) {
   std::string line = "[";
   for (int i = 0; i < kBarWidth; ++i) line += i < filled ? '#' : '.';
   line += absl::StrFormat("] %3d %%  %s", static_cast<int>(fraction * 100), phase);
-  line += StrCat("  ", counts, PredictedText(job), eta);
+  line += StrCat(counts, PredictedText(job), eta);
   if (static_cast<int>(line.size()) >= columns) line.resize(static_cast<size_t>(columns - 1));
   std::fprintf(stderr, "\r\x1b[K%s", line.c_str());
   std::fflush(stderr);

@@ -2,12 +2,13 @@
 
 #include <cstdio>
 #include <memory>
-#include <optional>
+#include <utility>
 
 #include "absl/time/clock.h"
 #include "lib/base/files.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/format/inspect.h"
 #include "services/cli/commands.h"
 #include "services/cli/job_client.h"
 #include "services/cli/job_flags.h"
@@ -31,7 +32,9 @@ LocalJob ToLocalJob(const QuantizeFlags& flags) {
 absl::Status RunQuantize(const QuantizeFlags& flags) {
   const absl::Time start = absl::Now();
   GRADQ_ASSIGN_OR_RETURN(const FinishedJob finished, RunLocalJob(ToLocalJob(flags)));
-  const std::optional<double> outliers = OutlierFraction(finished.job.artifact_path());
+  GRADQ_ASSIGN_OR_RETURN(auto folder, OpenLocalFolder(finished.job.artifact_path()));
+  GRADQ_ASSIGN_OR_RETURN(const Inspection inspection, InspectArtifact(std::move(folder)));
+  const double outliers = OutlierFraction(inspection);
   if (flags.json) {
     std::printf("%s\n", QuantizeJson(finished.job, outliers).c_str());
     return absl::OkStatus();

@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "lib/base/files.h"
 #include "lib/base/strings.h"
-#include "lib/format/inspect.h"
 #include "services/cli/progress.h"
 
 namespace gradq {
@@ -64,7 +61,7 @@ absl::Duration JobDuration(const v1::Job& job) {
   return ToTime(job.end_time()) - ToTime(job.create_time());
 }
 
-std::string QuantizeJson(const v1::Job& job, std::optional<double> outlier_fraction) {
+std::string QuantizeJson(const v1::Job& job, double outlier_fraction) {
   const v1::JobProgress& progress = job.progress();
   ordered_json phases = ordered_json::object();
   for (const auto& [name, seconds] :
@@ -81,7 +78,7 @@ std::string QuantizeJson(const v1::Job& job, std::optional<double> outlier_fract
                          {"evaluation", nullptr},
                          {"path_checks", ordered_json::array()},
                          {"shrinkage", nullptr},
-                         {"outlier_fraction", nullptr}};
+                         {"outlier_fraction", outlier_fraction}};
   if (progress.has_predicted_loss_increase())
     result["predicted_loss_increase"] = progress.predicted_loss_increase();
   if (job.validation().state() == v1::Validation::DONE)
@@ -93,23 +90,22 @@ std::string QuantizeJson(const v1::Job& job, std::optional<double> outlier_fract
                                      {"measured", check.measured()}});
   }
   if (progress.has_shrinkage()) result["shrinkage"] = progress.shrinkage();
-  if (outlier_fraction.has_value()) result["outlier_fraction"] = *outlier_fraction;
   return result.dump();
 }
 
-std::string ResultTable(const v1::Job& job, std::optional<double> outlier_fraction) {
+std::string ResultTable(const v1::Job& job, double outlier_fraction) {
   const v1::JobProgress& progress = job.progress();
-  std::string table = StrCat(job.artifact_path(), "\n");
+  std::string table;
   table += Row("average bits per weight", absl::StrFormat("%.3f", progress.average_bits()));
   table += Row("bytes", StrCat(FormatBytes(static_cast<double>(progress.original_bytes())), " -> ",
                                FormatBytes(static_cast<double>(progress.artifact_bytes()))));
-  if (outlier_fraction.value_or(0) > 0) {
+  if (outlier_fraction > 0) {
     table += Row("outliers", absl::StrFormat("%.3f %% of the weights, in fp16 beside the codes",
-                                             100 * *outlier_fraction));
+                                             100 * outlier_fraction));
   }
   if (progress.has_shrinkage()) table += Row("coupling", ShrinkageText(progress.shrinkage()));
   for (const v1::PathCheck& check : progress.path_checks()) {
-    table += Row(StrCat("loss path, round ", check.round(), " (", check.purpose(), ")"),
+    table += Row(StrCat("path to round ", check.round() + 1, ", ", check.purpose()),
                  PathCheckText(check));
   }
   if (progress.has_predicted_loss_increase()) {
@@ -138,9 +134,9 @@ std::string ResultTable(const v1::Job& job, std::optional<double> outlier_fracti
 }
 
 std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_share,
-                          std::optional<double> outlier_fraction) {
+                          double outlier_fraction) {
   const v1::JobProgress& progress = job.progress();
-  std::string table = ResultTable(job, outlier_fraction);
+  std::string table = StrCat(job.artifact_path(), "\n", ResultTable(job, outlier_fraction));
   constexpr const char* kPhases[] = {"queue", "forward",  "backward", "score",
                                      "solve", "assemble", "validate"};
   for (const char* phase : kPhases) {
@@ -203,13 +199,9 @@ std::string FrontierJson(const std::string& job, const v1::Frontier& frontier) {
       .dump();
 }
 
-std::optional<double> OutlierFraction(const std::string& artifact) {
-  absl::StatusOr<std::unique_ptr<ReadableFolder>> folder = OpenLocalFolder(artifact);
-  if (!folder.ok()) return std::nullopt;
-  const absl::StatusOr<Inspection> inspection = InspectArtifact(*std::move(folder));
-  if (!inspection.ok()) return std::nullopt;
+double OutlierFraction(const Inspection& inspection) {
   double apart = 0, weights = 0;
-  for (const InspectedLinear& linear : inspection->linears) {
+  for (const InspectedLinear& linear : inspection.linears) {
     const auto count = static_cast<double>(linear.out_features * linear.in_features);
     weights += count;
     apart += linear.outlier_fraction * count;

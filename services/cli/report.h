@@ -2,12 +2,12 @@
 
 // What a finished job prints: the table for people and the JSON of the command-line contract.
 
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "gradq/v1/job_service.pb.h"
+#include "lib/format/inspect.h"
 
 namespace gradq {
 
@@ -17,14 +17,14 @@ absl::Duration JobDuration(const v1::Job& job);
 
 // {job, output, seconds, phases, predicted_loss_increase, average_bits, bytes, evaluation,
 // path_checks, shrinkage, outlier_fraction}; seconds are JobDuration.
-std::string QuantizeJson(const v1::Job& job, std::optional<double> outlier_fraction);
+std::string QuantizeJson(const v1::Job& job, double outlier_fraction);
 
-// What came out: bits, bytes, outliers, predicted and measured loss increase, perplexities, KL,
-// agreement, the checks along the way.
-std::string ResultTable(const v1::Job& job, std::optional<double> outlier_fraction);
-// ResultTable, then seconds per phase.
+// What came out, indented lines: bits, bytes, outliers, predicted and measured loss increase,
+// perplexities, KL, agreement, the checks along the way.
+std::string ResultTable(const v1::Job& job, double outlier_fraction);
+// The artifact's path, ResultTable, then seconds per phase.
 std::string QuantizeTable(const v1::Job& job, absl::Duration wall, double idle_share,
-                          std::optional<double> outlier_fraction);
+                          double outlier_fraction);
 
 // Bits against loss of a job with mixed widths; the job's own point is marked.
 std::string FrontierTable(const std::string& job, const v1::Frontier& frontier);
@@ -32,8 +32,8 @@ std::string FrontierTable(const std::string& job, const v1::Frontier& frontier);
 // measured_loss_increase, job, linears}]}; linears by width, null where not known.
 std::string FrontierJson(const std::string& job, const v1::Frontier& frontier);
 
-// Share of an artifact's weights that are kept apart; nullopt when the folder cannot be read.
-std::optional<double> OutlierFraction(const std::string& artifact);
+// Share of an artifact's weights that are kept apart.
+double OutlierFraction(const Inspection& inspection);
 
 // {perplexity, reference_perplexity, kl, top1_agreement, tokens, seconds}
 std::string ComparisonJson(const v1::Comparison& comparison);

@@ -110,6 +110,23 @@ int QuantizeRun::PidOf(const std::string& server) const {
 
 std::string QuantizeRun::Log() const { return ReadFile(folder_ + "/log").value_or(""); }
 
+GradqResult RunGradq(const std::vector<std::string>& arguments) {
+  const char* folder = std::getenv("TMPDIR");
+  const std::string log =
+      StrCat(folder != nullptr ? folder : "/tmp", "/gradq-command-log-", getpid());
+  fs::remove(log);
+  absl::StatusOr<ChildProcess> process = ChildProcess::Start(GRADQ_BIN "/gradq", arguments, log);
+  GRADQ_CHECK(process.ok());
+  const absl::Time deadline = absl::Now() + absl::Minutes(5);
+  while (process->Running() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+  if (process->Running()) return {-1, "still running after five minutes"};
+  const std::string end = process->HowItEnded();
+  const int number = std::atoi(end.substr(end.rfind(' ') + 1).c_str());
+  GradqResult result{end.starts_with("exit code ") ? number : -1, ReadFile(log).value_or("")};
+  fs::remove(log);
+  return result;
+}
+
 std::string ArtifactListing(const std::string& folder) {
   absl::StatusOr<std::unique_ptr<ReadableFolder>> opened = OpenLocalFolder(folder);
   if (!opened.ok()) return StrCat("no artifact: ", std::string(opened.status().message()));

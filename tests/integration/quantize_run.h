@@ -46,6 +46,13 @@ class QuantizeRun {
   std::optional<JobClient> client_;
 };
 
+// A `gradq` command run to its end, at most five minutes.
+struct GradqResult {
+  int code = 0;
+  std::string output;  // stdout and stderr
+};
+GradqResult RunGradq(const std::vector<std::string>& arguments);
+
 // Name and SHA-256 of each file but report.json, one per line: equal for equal artifacts.
 std::string ArtifactListing(const std::string& folder);
 

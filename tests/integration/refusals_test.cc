@@ -25,23 +25,7 @@ namespace {
 namespace fs = std::filesystem;
 using testing::HasSubstr;
 
-struct Result {
-  int code = 0;
-  std::string output;  // stdout and stderr
-};
-
-Result RunGradq(const std::vector<std::string>& arguments) {
-  const std::string log = StrCat(testing::TempDir(), "/gradq-refusal-log-", getpid());
-  fs::remove(log);
-  absl::StatusOr<ChildProcess> process = ChildProcess::Start(GRADQ_BIN "/gradq", arguments, log);
-  EXPECT_TRUE(process.ok()) << process.status();
-  const absl::Time deadline = absl::Now() + absl::Minutes(1);
-  while (process->Running() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
-  EXPECT_FALSE(process->Running()) << "still running after a minute";
-  const std::string end = process->HowItEnded();
-  EXPECT_TRUE(end.starts_with("exit code ")) << end;
-  return {std::atoi(end.substr(end.rfind(' ') + 1).c_str()), ReadFile(log).value_or("")};
-}
+using Result = GradqResult;
 
 class Refusals : public testing::Test {
  protected:
@@ -208,6 +192,29 @@ TEST_F(Refusals, CoordinatorNotReachable) {
   EXPECT_THAT(result.output, HasSubstr("127.0.0.1:1"));
   EXPECT_EQ(RunGradq({"jobs", "list", "--coordinator", "nonsense"}).code, 1);
   EXPECT_EQ(RunGradq({"jobs", "list", "--coordinator", "192.0.2.1:7070"}).code, 1);
+}
+
+TEST_F(Refusals, FrontierAndExport) {
+  const auto refused = [&](std::vector<std::string> arguments, int code,
+                           const std::vector<std::string>& words) {
+    arguments.insert(arguments.end(), {"--output", Path("out")});
+    const Result result = RunGradq(arguments);
+    EXPECT_EQ(result.code, code) << result.output;
+    for (const std::string& word : words) EXPECT_THAT(result.output, HasSubstr(word));
+    EXPECT_FALSE(fs::exists(Path("out")));
+  };
+  refused({"export", Path("absent"), "--format", "dense-bf16"}, 1, {"absent"});
+  refused({"export", Path("model"), "--format", "dense-bf16"}, 1, {"model"});
+  refused({"export", Path("model"), "--format", "gguf"}, 1, {"gguf", "any-precision"});
+  refused({"export", Path("model"), "--average-bits", "3"}, 1, {"jobs/ID"});
+  refused({"export", "jobs/1", "--average-bits", "3"}, 1, {"--coordinator", "--data-dir"});
+  refused({"export", "jobs/1", "--average-bits", "-3", "--data-dir", Path("model")}, 2, {"-3"});
+  refused({"export", "jobs/1", "--average-bits", "3", "--data-dir", Path("model")}, 1,
+          {"holds no jobs"});
+  EXPECT_FALSE(fs::exists(Path("model/jobs.sqlite")));
+  const Result frontier = RunGradq({"frontier", "jobs/1", "--coordinator", "127.0.0.1:1"});
+  EXPECT_EQ(frontier.code, 1);
+  EXPECT_THAT(frontier.output, HasSubstr("127.0.0.1:1"));
 }
 
 TEST_F(Refusals, InferenceCommands) {
