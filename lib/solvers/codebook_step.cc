@@ -142,6 +142,13 @@ void AssignNearest(std::span<const float> weights, std::span<const float> table,
   }
 }
 
+void AssignApart(std::span<const uint8_t> apart, std::span<const float> weights,
+                 std::span<const float> table, std::span<uint8_t> codes) {
+  for (size_t j = 0; j < apart.size(); ++j) {
+    if (apart[j] != 0) AssignNearest(weights.subspan(j, 1), table, codes.subspan(j, 1));
+  }
+}
+
 void StoreRow(std::span<const float> table, std::span<const uint8_t> codes,
               std::span<uint16_t> stored_table, std::span<uint8_t> stored_codes) {
   std::array<bool, 256> used{};

@@ -58,6 +58,10 @@ void ImportanceWithout(std::span<const uint8_t> apart, std::span<const float> im
 void AssignNearest(std::span<const float> weights, std::span<const float> table,
                    std::span<uint8_t> codes);
 
+// The same for the weights that are `apart` only; other codes stay. Empty: none are.
+void AssignApart(std::span<const uint8_t> apart, std::span<const float> weights,
+                 std::span<const float> table, std::span<uint8_t> codes);
+
 // Table and codes as FORMAT.md stores them: codewords that no column uses are dropped, equal ones
 // merged, the rest ascending, the tail repeating the largest. `table` ascending, values that fp16
 // holds exactly.

@@ -67,6 +67,18 @@ LayerProblem MakeProblem(const ProblemShape& shape, int bits) {
   for (float& value : fisher) value *= value;
   if (shape.zero_row) std::fill_n(fisher.begin(), shape.columns, 0.0f);
   problem.fisher_diagonal = MakeTensor(fisher, shape.rows, shape.columns);
+  // Σ over tokens of dz dzᵀ, neighbouring channels alike.
+  std::vector<float> gradients = Pseudorandoms(shape.tokens * shape.rows, 5);
+  std::vector<float> fisher_of_outputs(shape.rows * shape.rows, 0.0f);
+  for (int64_t t = 0; t < shape.tokens; ++t) {
+    float* dz = gradients.data() + t * shape.rows;
+    for (int64_t j = 1; j < shape.rows; ++j) dz[j] += 0.5f * dz[j - 1];
+    for (int64_t i = 0; i < shape.rows; ++i) {
+      for (int64_t j = 0; j < shape.rows; ++j)
+        fisher_of_outputs[i * shape.rows + j] += dz[i] * dz[j];
+    }
+  }
+  problem.output_fisher = MakeTensor(fisher_of_outputs, shape.rows, shape.rows);
   problem.weight_gradient =
       MakeTensor(Pseudorandoms(shape.rows * shape.columns, 4), shape.rows, shape.columns);
   return problem;

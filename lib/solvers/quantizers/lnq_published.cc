@@ -153,7 +153,13 @@ class PublishedSolver {
           }
         }
         for (int64_t j = 0; j < columns_; ++j) row_codes[j] = tile.codes[j * kTileRows + row];
-        CodeApart(tile, row, table, row_codes);
+        // Their error is 0 whatever the code; they take the one next to them in the stored table.
+        if (!problem_.apart.empty()) {
+          const int64_t first = (tile.first + row) * columns_;
+          AssignApart(std::span(problem_.apart).subspan(first, columns_),
+                      {problem_.weight.const_data_ptr<float>() + first, row_codes.size()}, table,
+                      row_codes);
+        }
         StoreRow(table, row_codes,
                  std::span(linear.lut).subspan((tile.first + row) * levels_, levels_),
                  std::span(codes).subspan((tile.first + row) * columns_, columns_));
@@ -168,17 +174,6 @@ class PublishedSolver {
   void ForEachTile(Body&& body) {
     context_.pool->ParallelFor(static_cast<int64_t>(tiles_.size()),
                                [&](int64_t i, int worker) { body(tiles_[i], worker); });
-  }
-
-  // Weights kept apart take the nearest codeword of the table as stored.
-  void CodeApart(const Tile& tile, int row, std::span<const float> table,
-                 std::span<uint8_t> codes) const {
-    for (int64_t j = 0; tile.active.data() != nullptr && j < columns_; ++j) {
-      const int64_t at = j * kTileRows + row;
-      if (tile.active.data()[at] == 0.0f) {
-        AssignNearest(std::span(tile.weight.data() + at, 1), table, codes.subspan(j, 1));
-      }
-    }
   }
 
   kernels::RowTile View(Tile* tile) {
