@@ -1,8 +1,8 @@
 #pragma once
 
 // The coordinator core's class; its calls are spread over coordinator_core.cc (open, clients),
-// worker_calls.cc (workers), worker_loss.cc and job_lifecycle.cc (what happens to a job). Every
-// mutating call is Begin, change, Flush.
+// worker_calls.cc and leases.cc (workers), worker_loss.cc, job_lifecycle.cc and mixed_widths.cc
+// (what happens to a job). Every mutating call is Begin, change, Flush.
 
 #include <cstdint>
 #include <map>
@@ -80,11 +80,13 @@ class CoreImpl final : public CoordinatorCore {
   void AccruePhases(absl::Duration by);
   std::string ReadToken(const JobState& job) const;
 
-  // --- worker_calls.cc ---
-  bool IsLive(const std::string& session, const std::string& task, int64_t attempt) const;
+  // --- leases.cc ---
   std::optional<std::pair<JobState*, int>> ChooseTask(const WorkerState& worker);
   void GiveLease(JobState* job, int task, WorkerState* worker);
   v1::Lease BuildLease(const JobState& job, const TaskState& task) const;
+
+  // --- worker_calls.cc ---
+  bool IsLive(const std::string& session, const std::string& task, int64_t attempt) const;
   absl::Status ApplyOutcome(JobState* job, int task, WorkerState* worker,
                             const v1::FinishTaskRequest& request);
   absl::Status ApplySuccess(JobState* job, int task, const v1::FinishTaskRequest& request);

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "lib/base/strings.h"
 #include "lib/jobs/lineage.h"
 
 namespace gradq {
@@ -119,9 +120,12 @@ bool MayAccumulate(const JobState& job, const TaskState& task, const WorkerState
   if (Fits(job, worker, held_by(worker))) return true;
   if (held_by(worker).workable > 0) return false;
   const std::string& numerics = job.job().plan().numerics_class();
+  const std::string own_tasks = StrCat(job.name(), "/");
   return std::none_of(fleet.workers().begin(), fleet.workers().end(), [&](const auto& entry) {
     const WorkerState& other = entry.second;
-    return other.ready() && other.session != worker.session &&
+    const bool takes_part =
+        !other.slot || other.slot->task.compare(0, own_tasks.size(), own_tasks) == 0;
+    return other.ready() && other.session != worker.session && takes_part &&
            other.info.kind() == v1::Worker::COMPUTE &&
            (numerics.empty() || other.info.numerics_class() == numerics) &&
            task.avoid.count(entry.first) == 0 && Fits(job, other, held_by(other));

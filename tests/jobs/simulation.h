@@ -100,8 +100,6 @@ class Simulation {
   void Work(Worker* worker);
   void WorkOnStage(Worker* worker);
   void WorkOnLinear(Worker* worker);
-  // The lease tells all that its task needs: shards, decisions, the right statistics.
-  void CheckLease(const v1::Lease& lease);
   void SendFinish(Worker* worker);
   void Obey(Worker* worker, const v1::StreamName& freed);
   // Reads chunk `index`: 1 read, 0 wait, -1 lost.
