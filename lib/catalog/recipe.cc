@@ -59,8 +59,8 @@ absl::Status CheckTogether(const Recipe& recipe, const QuantizerRow& row) {
   const OptionMap& outliers = recipe.outlier_options;
   if (recipe.average_bits.has_value() && outliers.contains("scope") &&
       OptionWord(outliers, "scope") != "linear") {
-    return absl::InvalidArgumentError(
-        StrCat("average bits go with --scope linear only: ", OptionWord(outliers, "scope")));
+    return absl::InvalidArgumentError(StrCat("average bits go with --outlier-scope linear only: ",
+                                             OptionWord(outliers, "scope")));
   }
   for (const char* part : {"sensitive_fraction", "detach_fraction"}) {
     if (outliers.contains(part) &&

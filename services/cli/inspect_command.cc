@@ -29,11 +29,15 @@ absl::Status RunInspect(const InspectFlags& flags) {
     std::printf("%s\n", InspectionJson(inspection).c_str());
     return absl::OkStatus();
   }
-  std::printf("%-40s %-10s %4s  %12s  %12s  %12s\n", "linear", "method", "bits", "objective",
-              "from", "loss +nats");
+  std::printf("%-40s %-10s %4s  %8s  %12s  %12s  %12s\n", "linear", "method", "bits", "in fp16",
+              "objective", "from", "loss +nats");
   for (const InspectedLinear& linear : inspection.linears) {
-    std::printf("%-40s %-10s %4d  %12s  %12s  %12s\n", linear.name.c_str(), linear.method.c_str(),
-                linear.bits, NumberOrDash(linear.objective_final).c_str(),
+    const std::string apart = linear.outlier_fraction > 0
+                                  ? absl::StrFormat("%.3f %%", 100 * linear.outlier_fraction)
+                                  : "-";
+    std::printf("%-40s %-10s %4d  %8s  %12s  %12s  %12s\n", linear.name.c_str(),
+                linear.method.c_str(), linear.bits, apart.c_str(),
+                NumberOrDash(linear.objective_final).c_str(),
                 NumberOrDash(linear.objective_initial).c_str(),
                 NumberOrDash(linear.predicted_loss_increase).c_str());
   }

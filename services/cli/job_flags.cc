@@ -19,11 +19,15 @@ std::string WithDashes(std::string_view option) {
   return text;
 }
 
-// An option that one or several rows of a table have, each with its own default.
+// An option that one or several rows of a table have, each with its own meaning and default.
 struct SharedOption {
+  struct Meaning {
+    std::string_view help;
+    std::string_view default_value;
+    std::string rows;
+  };
   std::string_view name;
-  std::string help;
-  std::vector<std::pair<std::string, std::string>> defaults;  // value, names of the rows
+  std::vector<Meaning> meanings;
 };
 
 template <typename Row>
@@ -33,26 +37,36 @@ std::vector<SharedOption> OptionsOf(std::span<const Row> rows) {
     for (const OptionSpec& spec : row.options) {
       auto option = std::find_if(options.begin(), options.end(),
                                  [&](const SharedOption& seen) { return seen.name == spec.name; });
-      if (option == options.end())
-        option = options.insert(options.end(), {spec.name, std::string(spec.help), {}});
-      auto same = std::find_if(option->defaults.begin(), option->defaults.end(),
-                               [&](const auto& seen) { return seen.first == spec.default_value; });
-      if (same == option->defaults.end()) {
-        option->defaults.emplace_back(spec.default_value, row.name);
+      if (option == options.end()) option = options.insert(options.end(), {spec.name, {}});
+      auto same = std::find_if(
+          option->meanings.begin(), option->meanings.end(), [&](const SharedOption::Meaning& seen) {
+            return seen.help == spec.help && seen.default_value == spec.default_value;
+          });
+      if (same == option->meanings.end()) {
+        option->meanings.push_back({spec.help, spec.default_value, std::string(row.name)});
       } else {
-        same->second += StrCat(", ", row.name);
+        same->rows += StrCat(", ", row.name);
       }
     }
   }
   return options;
 }
 
-// "help (gwq: default 0.01; squeezellm, pqi: default 0.0045)"
+// "help (gwq: default 0.01; squeezellm, pqi: default 0.0045)"; where rows mean different things,
+// "lnq: help (default 3); gptvq1d: other help (default 1)".
 std::string HelpOf(const SharedOption& option) {
-  std::string rows;
-  for (const auto& [value, names] : option.defaults)
-    rows += StrCat(rows.empty() ? "" : "; ", names, ": default ", value);
-  return StrCat(option.help, " (", rows, ")");
+  const std::vector<SharedOption::Meaning>& meanings = option.meanings;
+  const bool one_help = std::all_of(
+      meanings.begin(), meanings.end(),
+      [&](const SharedOption::Meaning& meaning) { return meaning.help == meanings.front().help; });
+  std::string text;
+  for (const SharedOption::Meaning& meaning : meanings) {
+    const std::string_view separator = text.empty() ? "" : "; ";
+    text += one_help ? StrCat(separator, meaning.rows, ": default ", meaning.default_value)
+                     : StrCat(separator, meaning.rows, ": ", meaning.help, " (default ",
+                              meaning.default_value, ")");
+  }
+  return one_help ? StrCat(meanings.front().help, " (", text, ")") : text;
 }
 
 template <typename Row>

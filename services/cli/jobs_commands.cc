@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_format.h"
 #include "google/protobuf/util/json_util.h"
+#include "google/protobuf/util/time_util.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "services/cli/commands.h"
@@ -95,6 +96,18 @@ void PrintJob(const v1::Job& job, const std::vector<v1::Task>& tasks) {
     std::printf("  calibration loss         %.4f\n", progress.calibration_loss());
   if (progress.has_predicted_loss_increase()) {
     std::printf("  predicted loss increase  %.4f\n", progress.predicted_loss_increase());
+  }
+  if (job.plan().rounds_size() > 1 && job.state() == v1::Job::RUNNING) {
+    std::printf("  round                    %d of %d, %s\n", progress.round() + 1,
+                job.plan().rounds_size(), progress.purpose().c_str());
+  }
+  for (const v1::PathCheck& check : progress.path_checks()) {
+    std::printf("  loss path, round %-7d integral %.4f, measured %.4f\n", check.round() + 1,
+                check.integral(), check.measured());
+  }
+  if (job.has_shards_expire_time()) {
+    std::printf("  shards kept until        %s\n",
+                google::protobuf::util::TimeUtil::ToString(job.shards_expire_time()).c_str());
   }
   if (!job.artifact_path().empty())
     std::printf("  artifact                 %s\n", job.artifact_path().c_str());

@@ -81,6 +81,10 @@ absl::Status RunPlan(const QuantizeFlags& flags, const std::string& coordinator,
               plan.plan().blocks(), plan.plan().first_block_size());
   std::printf("chunks                  %d of %d x %d tokens\n", plan.plan().chunks(),
               plan.plan().chunk_sequences(), plan.plan().length());
+  std::string rounds;
+  for (const v1::RoundPlan& round : plan.plan().rounds())
+    rounds += StrCat(rounds.empty() ? "" : ", ", round.purpose());
+  std::printf("rounds                  %s\n", rounds.c_str());
   std::printf("memory per worker       %s (weights %s, activations %s, statistics %s)\n",
               FormatBytes(memory).c_str(),
               FormatBytes(static_cast<double>(plan.weights_bytes())).c_str(),

@@ -29,7 +29,7 @@ absl::Time ToTime(const google::protobuf::Timestamp& time) {
 }
 
 std::string Row(const std::string& name, const std::string& value) {
-  return absl::StrFormat("  %-30s %s\n", name, value);
+  return absl::StrFormat("  %-31s %s\n", name, value);
 }
 
 std::string ShrinkageText(double shrinkage) {
@@ -105,7 +105,7 @@ std::string ResultTable(const v1::Job& job, double outlier_fraction) {
   }
   if (progress.has_shrinkage()) table += Row("coupling", ShrinkageText(progress.shrinkage()));
   for (const v1::PathCheck& check : progress.path_checks()) {
-    table += Row(StrCat("path to round ", check.round() + 1, ", ", check.purpose()),
+    table += Row(StrCat("loss path, round ", check.round() + 1, ", ", check.purpose()),
                  PathCheckText(check));
   }
   if (progress.has_predicted_loss_increase()) {
