@@ -38,6 +38,7 @@ absl::StatusOr<InspectedLinear> ReadRecord(const json& record, std::string_view 
                             .objective_final = linear.record.objective_final,
                             .predicted_loss_increase = linear.record.predicted_loss_increase,
                             .outlier_fraction = 0,
+                            .numbers = linear.record.numbers,
                             .sha256 = {}};
   if (!record.contains("sha256") || !record["sha256"].is_string()) return Bad(what, "sha256");
   inspected.sha256 = record["sha256"].get<std::string>();
@@ -116,6 +117,7 @@ std::string InspectionJson(const Inspection& inspection) {
                        {"objective_final", Optional(linear.objective_final)},
                        {"predicted_loss_increase", Optional(linear.predicted_loss_increase)},
                        {"outlier_fraction", linear.outlier_fraction},
+                       {"numbers", linear.numbers},
                        {"sha256", linear.sha256}});
   }
   const json root = {{"linears", linears},

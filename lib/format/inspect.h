@@ -4,6 +4,7 @@
 // Also used by reports.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,7 +27,8 @@ struct InspectedLinear {
   std::optional<double> objective_final;
   std::optional<double> predicted_loss_increase;  // nats per token
   double outlier_fraction = 0;
-  std::string sha256;  // of the shard
+  std::map<std::string, double> numbers;  // more about the solve, by method and policy
+  std::string sha256;                     // of the shard
 };
 
 struct Inspection {

@@ -11,6 +11,7 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lib/kernels/sparse_rows.h"
 
@@ -20,6 +21,33 @@ namespace HWY_NAMESPACE {
 
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL
 
+// sum[b] += products of entries i, i + 1, ... before `end`, as many as `d` has lanes, with the rows
+// of x from column `first`.
+template <int kBatch, class D>
+HWY_INLINE void AddEntries(D d, const SparseRows& sparse, int64_t i, int64_t end,
+                           const float* const* x, int64_t first,
+                           hwy::HWY_NAMESPACE::Vec<hwy::HWY_NAMESPACE::ScalableTag<float>>* sum) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const hn::ScalableTag<float> whole;
+  const hn::Rebind<int32_t, D> di;
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> half;
+  const auto inside = hn::FirstN(d, static_cast<size_t>(end - i));
+  const auto column = hn::IfThenElseZero(hn::RebindMask(di, inside),
+                                         hn::PromoteTo(di, hn::LoadU(d16, sparse.col() + i)));
+  const auto value = hn::IfThenElseZero(
+      inside, hn::PromoteTo(d, hn::BitCast(half, hn::LoadU(d16, sparse.value() + i))));
+  for (int b = 0; b < kBatch; ++b) {
+    // Lanes beyond the row hold column 0, which may be infinite there.
+    const auto at = hn::IfThenElseZero(inside, hn::GatherIndex(d, x[b] + first, column));
+    if constexpr (std::is_same_v<D, hn::ScalableTag<float>>) {
+      sum[b] = hn::MulAdd(value, at, sum[b]);
+    } else {
+      sum[b] = hn::Add(sum[b], hn::ZeroExtendVector(whole, hn::Mul(value, at)));
+    }
+  }
+}
+
 // sum[b] += products of row r with kBatch rows of x, lane by lane in order of the entries: the same
 // sum whatever the batch.
 template <int kBatch>
@@ -27,24 +55,16 @@ HWY_INLINE void AddSparseRow(const SparseRows& sparse, int64_t r, const float* c
                              hwy::HWY_NAMESPACE::Vec<hwy::HWY_NAMESPACE::ScalableTag<float>>* sum) {
   namespace hn = hwy::HWY_NAMESPACE;
   using F = hn::ScalableTag<float>;
-  using I = hn::Rebind<int32_t, F>;
-  const hn::Rebind<uint16_t, F> d16;
-  const hn::Rebind<hwy::float16_t, F> half;
   constexpr int64_t kVector = HWY_TARGET == HWY_AVX2 ? 8 : 16;
   const int32_t* row = sparse.row_ptr(r);
   for (int64_t run = 0; run < sparse.runs(); ++run) {
-    for (int64_t i = row[run]; i < row[run + 1]; i += kVector) {
-      const auto inside = hn::FirstN(F(), static_cast<size_t>(row[run + 1] - i));
-      const auto column = hn::IfThenElseZero(hn::RebindMask(I(), inside),
-                                             hn::PromoteTo(I(), hn::LoadU(d16, sparse.col() + i)));
-      const auto value = hn::IfThenElseZero(
-          inside, hn::PromoteTo(F(), hn::BitCast(half, hn::LoadU(d16, sparse.value() + i))));
-      for (int b = 0; b < kBatch; ++b) {
-        const auto at = hn::GatherIndex(F(), x[b] + run * SparseRows::kRun, column);
-        // Lanes beyond the row hold column 0, which may be infinite there.
-        sum[b] = hn::MulAdd(value, hn::IfThenElseZero(inside, at), sum[b]);
-      }
+    int64_t i = row[run];
+    const int64_t end = row[run + 1];
+    for (; end - i > kVector / 2; i += kVector) {
+      AddEntries<kBatch>(F(), sparse, i, end, x, run * SparseRows::kRun, sum);
     }
+    // A gather takes its time per lane, whether it is wanted or not.
+    if (i < end) AddEntries<kBatch>(hn::Half<F>(), sparse, i, end, x, run * SparseRows::kRun, sum);
   }
 }
 

@@ -329,11 +329,12 @@ TEST(Artifact, Inspection) {
   EXPECT_EQ(root["bytes"], summary->bytes);
   ASSERT_EQ(root["linears"].size(), job.linears.size());
   for (const char* key : {"name", "method", "bits", "objective_initial", "objective_final",
-                          "predicted_loss_increase", "outlier_fraction", "sha256"}) {
+                          "predicted_loss_increase", "outlier_fraction", "numbers", "sha256"}) {
     EXPECT_TRUE(root["linears"][0].contains(key)) << key;
   }
   EXPECT_EQ(root["linears"][0]["name"], "model.layers.0.self_attn.q_proj");
-  EXPECT_EQ(root["linears"][0].size(), 8u);
+  EXPECT_EQ(root["linears"][0].size(), 9u);
+  EXPECT_EQ(root["linears"][0]["numbers"], json({{"iterations_used", 3}}));
 }
 
 TEST(Artifact, WriterRefusesShardsOfAnotherModel) {

@@ -279,6 +279,22 @@ TEST(ExportTest, RefusesWhatAFormatCannotHoldAndNamesThoseThatCan) {
               HasSubstr("did you mean any-precision"));
 }
 
+TEST(ExportTest, EveryRowHasAWriter) {
+  const Made lut(Encoding::kLut, 3, 0), affine(Encoding::kAffine, 8, 32);
+  for (const ExportFormatRow& row : ExportFormats()) {
+    int held = 0;
+    for (const Made* made : {&lut, &affine}) {
+      if (!row.refusal(ExportedLinearsOf(*made->artifact)).empty()) continue;
+      TemporaryFolder folder;
+      const absl::Status status = ExportArtifact(*made->artifact, row.name, folder.path());
+      EXPECT_TRUE(status.ok()) << row.name << status;
+      EXPECT_TRUE(PathExists(folder.File("config.json"))) << row.name;
+      ++held;
+    }
+    EXPECT_GT(held, 0) << row.name;
+  }
+}
+
 TEST(ExportTest, InFeaturesThatFillNoWord) {
   std::vector<ExportedLinear> linears = {
       {.name = "l", .bits = 3, .out_features = 64, .in_features = 176}};

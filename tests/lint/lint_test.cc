@@ -31,6 +31,7 @@ TEST(Tree, KeepsItsRules) {
 std::string LintWith(const std::string& path, const std::string& content) {
   const std::vector<SourceFile> files = {
       {"lib/base/files.h", "#pragma once\n#include <string>\n"},
+      {"lib/base/sum-inl.h", "#if defined(A_) == defined(HWY_TARGET_TOGGLE)\n#endif\n"},
       {"lib/base/files.cc", "#include \"lib/base/files.h\"\n#include <cerrno>\n"},
       {"lib/base/logging.cc", "#include <spdlog/spdlog.h>\n"},
       {"lib/jobs/core.h", "#pragma once\n#include \"gradq/v1/job.pb.h\"\n"},
@@ -118,6 +119,7 @@ INSTANTIATE_TEST_SUITE_P(
          "gradq/v1/job.pb.h in lib/jobs/core.h"},
         {"Name", "lib/base/string_utils.h", "#pragma once\n", "file name says nothing: utils"},
         {"NameAlone", "lib/jobs/manager.cc", "", "file name says nothing: manager"},
+        {"PragmaOnceInl", "lib/base/a-inl.h", "#include <string>\n", "begins with #pragma once"},
         {"PragmaOnce", "lib/base/a.h", "#include <string>\n", "begins with #pragma once"},
         {"OwnHeader", "lib/solvers/layer_problem.cc",
          "#include <string>\n#include \"lib/solvers/layer_problem.h\"\n",
