@@ -123,7 +123,9 @@ TEST_F(WorkerRounds, IntegrateScoreSolveAndDetach) {
   detach.mutable_statistics(0)->mutable_stream()->set_round(2);
   finish = RunLease(detach);
   ASSERT_EQ(finish.outcome(), Finish::SUCCEEDED) << finish.message();
-  EXPECT_EQ(finish.result().shards(0).outlier_fraction(), 1) << "every score reaches 0";
+  // About half of all ways raise the loss.
+  EXPECT_GT(finish.result().shards(0).outlier_fraction(), 0.3);
+  EXPECT_LT(finish.result().shards(0).outlier_fraction(), 0.7);
 }
 
 TEST_F(WorkerRounds, LostAndDamagedShardsAreTriedAgain) {
