@@ -222,7 +222,7 @@ double SolveFlop(const PlanInputs& inputs, const QuantizerRow& row,
                        cycles = OptionInt(options, "cycles");
           flop += 2 * out * in * in * ((iterations - 1) * (cycles + 1) + iterations);
         } else if (row.uses_objective) {
-          // Error feedback and objectives in fp64; gptvq1d's codebooks are updated after each sweep.
+          // Error feedback and objectives in fp64; gptvq1d updates its codebooks after each sweep.
           const double sweeps =
               options.contains("iterations") ? OptionInt(options, "iterations") : 1;
           flop += 2 * out * in * in * (2 + 3 * sweeps);
