@@ -145,7 +145,11 @@ double MemoryModel::HeadFlopPerToken() const {
 double StoredBits(const LinearShape& linear, const QuantizerRow& row, const OptionMap& options,
                   int bits) {
   const double out = D(linear.out_features);
-  const double codes = 32 * out * D((linear.in_features * bits + 31) / 32);
+  // A codebook on an integer grid is stored as that grid, one per row.
+  const int grid_bits = options.contains("grid_bits") ? OptionInt(options, "grid_bits") : 0;
+  const int code_bits = grid_bits > 0 ? grid_bits : bits;
+  const double codes = 32 * out * D((linear.in_features * code_bits + 31) / 32);
+  if (grid_bits > 0) return codes + 16 * out + 32 * D((linear.out_features * grid_bits + 31) / 32);
   if (row.encoding == Encoding::kLut) return codes + 16 * out * D(int64_t{1} << bits);
   const int64_t size = OptionInt(options, "group_size");
   const double groups = D((linear.in_features + size - 1) / size);

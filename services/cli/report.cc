@@ -37,12 +37,16 @@ std::string ShrinkageText(double shrinkage) {
   return absl::StrFormat("shrinkage %g, by the loss on the windows held out", shrinkage);
 }
 
+// Above it the nodes are too few for the way.
+constexpr double kPathTolerance = 0.005;
+
 // "integral 0.1690 nats, measured 0.1691 (0.06 %)"
 std::string PathCheckText(const v1::PathCheck& check) {
   const double relative =
       check.measured() == 0 ? 0 : std::fabs(check.integral() / check.measured() - 1);
-  return absl::StrFormat("integral %.4f nats, measured %.4f (%.2f %%)", check.integral(),
-                         check.measured(), 100 * relative);
+  return absl::StrFormat("integral %.4f nats, measured %.4f (%.2f %%%s)", check.integral(),
+                         check.measured(), 100 * relative,
+                         relative > kPathTolerance ? "; try more --nodes" : "");
 }
 
 }  // namespace

@@ -23,6 +23,12 @@ QuantizedLinear Stored(const LinearShape& shape, const Recipe& recipe, int bits)
   QuantizedLinear linear;
   linear.name = shape.name;
   linear.encoding = (*FindQuantizer(recipe.method))->encoding;
+  int64_t group_size = recipe.method == "rtn" ? OptionInt(recipe.options, "group_size") : 0;
+  if (recipe.options.contains("grid_bits") && OptionInt(recipe.options, "grid_bits") > 0) {
+    linear.encoding = Encoding::kAffine;
+    bits = OptionInt(recipe.options, "grid_bits");
+    group_size = shape.in_features;
+  }
   linear.bits = bits;
   linear.out_features = shape.out_features;
   linear.in_features = shape.in_features;
@@ -30,7 +36,7 @@ QuantizedLinear Stored(const LinearShape& shape, const Recipe& recipe, int bits)
   if (linear.encoding == Encoding::kLut) {
     linear.lut.resize(shape.out_features << bits);
   } else {
-    linear.group_size = OptionInt(recipe.options, "group_size");
+    linear.group_size = group_size;
     const int64_t groups = (shape.in_features + linear.group_size - 1) / linear.group_size;
     linear.scale.resize(shape.out_features * groups);
     linear.zero_point.resize(shape.out_features * groups);
@@ -47,12 +53,14 @@ QuantizedLinear Stored(const LinearShape& shape, const Recipe& recipe, int bits)
 
 TEST(AverageBits, AreThoseOfTheStoredLinears) {
   for (const char* model : {"docs-llama-6m", "tiny-llama"}) {
-    for (const char* method : {"lnq", "rtn"}) {
+    for (const char* method : {"lnq", "lnq on a grid", "rtn"}) {
       for (const char* outliers : {"none", "squeezellm"}) {
         for (const int bits : {2, 3, 4}) {
           SCOPED_TRACE(StrCat(model, " ", method, " ", outliers, " ", bits));
           Recipe recipe;
-          recipe.method = method;
+          const bool on_grid = std::string_view(method) == "lnq on a grid";
+          recipe.method = on_grid ? "lnq" : method;
+          if (on_grid) recipe.options["grid_bits"] = "8";
           recipe.bits = bits;
           recipe.outliers = outliers;
           recipe = *ResolveRecipe(recipe);
