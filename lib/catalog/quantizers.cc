@@ -59,7 +59,7 @@ constexpr OptionSpec kLnqOptions[] = {
              "them; auto takes the value with the lowest loss on held-out calibration windows"},
     {.name = "holdout",
      .type = OptionSpec::Type::kInt,
-     .default_value = "8",
+     .default_value = "4",
      .min = 1,
      .max = 1048576,
      .help = "coupled objective: last calibration windows kept out of the statistics to choose the "

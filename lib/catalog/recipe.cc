@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::array kMixedWidths = {2, 3, 4};
 // What --shrinkage auto tries beside the uncoupled solution.
-constexpr std::array kShrinkages = {0.9, 0.7, 0.5, 0.3};
+constexpr std::array kShrinkages = {0.7, 0.3};
 
 bool IsCoupled(const Recipe& recipe) {
   return recipe.objective == Objective::kCoupled && recipe.options.contains("shrinkage");

@@ -88,25 +88,23 @@ bool CoupledDescent::CorrectRow(Walk& walk, int64_t row, int64_t place) const {
 }
 
 // Needs the gradients.
-void CoupledDescent::CorrectCodebooks() {
-  const int64_t parts = model_.own.empty() ? 1 : 2;
-  for (Walk* walk : moving_) walk->sums.resize(kCoupledTile * parts * levels_ * columns_);
+void CoupledDescent::CorrectCodebooks(Walk& walk) const {
+  const int64_t parts = walk.own.empty() ? 1 : 2;
+  walk.sums.resize(kCoupledTile * parts * levels_ * columns_);
   for (int64_t block = 0; block < tiles(rows_); ++block) {
     const int64_t first = block * kCoupledTile, end = std::min(first + kCoupledTile, rows_);
-    ForAll(end - first,
-           [&](Walk& walk, int64_t place, int) { SumBuckets(walk, first + place, place); });
-    ForAll(1, [&](Walk& walk, int64_t, int) {
-      walk.block_changed = false;
-      for (int64_t row = first; row < end; ++row) {
-        if (CorrectRow(walk, row, row - first)) {
-          TakeRow(walk, row, end);
-        } else {
-          std::fill_n(walk.change_product.data() + row * columns_, columns_, 0.0f);
-        }
+    ForItems(walk, end - first,
+             [&](int64_t place, int) { SumBuckets(walk, first + place, place); });
+    bool corrected = false;
+    for (int64_t row = first; row < end; ++row) {
+      if (CorrectRow(walk, row, row - first)) {
+        TakeRow(walk, row, end);
+        corrected = true;
+      } else {
+        std::fill_n(walk.change_product.data() + row * columns_, columns_, 0.0f);
       }
-    });
-    ForAll(tiles(rows_) - block - 1,
-           [&](Walk& walk, int64_t tile, int) { SpreadBlock(walk, block, block + 1 + tile); });
+    }
+    if (corrected) SpreadBlock(walk, block);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "lib/base/status_macros.h"
 #include "lib/base/thread_pool.h"
 #include "lib/format/packing.h"
+#include "lib/solvers/codebook_step.h"
 
 namespace gradq {
 namespace {
@@ -15,10 +16,12 @@ using kernels::kTileRows;
 
 static_assert(kCoupledTile == kTileRows);
 
-// Rounds, sweeps of each, and coordinate-descent cycles that follow a proposed rounding.
+// Rounds, and coordinate-descent cycles that follow a proposed rounding.
 constexpr int kRounds = 2;
-constexpr int kSweeps = 2;
 constexpr int kProposalCycles = 2;
+// From this many weights on, one walk's tiles are enough work for all threads; below, they would
+// mostly wait for each other.
+constexpr int64_t kLargeLinear = int64_t{1} << 22;
 // A proposed row must be better than the current one by more than the rounding errors of fp32.
 constexpr double kProposalMargin = 1e-6;
 
@@ -29,7 +32,6 @@ struct CoupledDescent::Workspace {
   kernels::AlignedFloats storage;
   float* target = nullptr;
   float* error = nullptr;
-  float* best = nullptr;
   float* active = nullptr;
   float* table = nullptr;
   float* midpoint = nullptr;
@@ -48,9 +50,9 @@ CoupledDescent::CoupledDescent(const CoupledModel& model, const float* weight, c
       workspaces_(context.pool->threads()) {
   const int64_t panel = columns_ * kTileRows, tables = static_cast<int64_t>(levels) * kTileRows;
   for (Workspace& work : workspaces_) {
-    work.storage = kernels::AlignedFloats(4 * panel + 2 * tables);
+    work.storage = kernels::AlignedFloats(3 * panel + 2 * tables);
     float* next = work.storage.data();
-    for (float** buffer : {&work.target, &work.error, &work.best, &work.active}) {
+    for (float** buffer : {&work.target, &work.error, &work.active}) {
       *buffer = next;
       next += panel;
     }
@@ -62,38 +64,43 @@ CoupledDescent::CoupledDescent(const CoupledModel& model, const float* weight, c
 
 CoupledDescent::~CoupledDescent() = default;
 
-void CoupledDescent::ForAll(int64_t items,
-                            absl::FunctionRef<void(Walk& walk, int64_t item, int worker)> body) {
-  const auto count = static_cast<int64_t>(moving_.size());
-  context_.pool->ParallelFor(items * count, [&](int64_t index, int worker) {
-    body(*moving_[index % count], index / count, worker);
-  });
+void CoupledDescent::ForItems(const Walk& walk, int64_t items,
+                              absl::FunctionRef<void(int64_t item, int worker)> body) const {
+  if (walk.worker < 0) return context_.pool->ParallelFor(items, body);
+  for (int64_t item = 0; item < items; ++item) body(item, walk.worker);
 }
 
-void CoupledDescent::Start(std::span<const uint8_t> codes, std::span<const float> table,
-                           std::span<const double> shrinkages) {
+// Everything the walks of all shrinkages start with.
+void CoupledDescent::Start(std::span<const uint8_t> codes, std::span<const uint16_t> table) {
   const int64_t size = rows_ * columns_;
-  walks_.assign(shrinkages.size(), {});
-  moving_.clear();
-  for (size_t i = 0; i < shrinkages.size(); ++i) {
-    Walk& walk = walks_[i];
-    walk.shrinkage = static_cast<float>(shrinkages[i]);
-    walk.codes.assign(codes.begin(), codes.end());
-    walk.table.assign(table.begin(), table.end());
-    for (Matrix* matrix :
-         {&walk.error, &walk.product, &walk.gradient, &walk.change, &walk.change_product}) {
-      matrix->assign(size, 0.0f);
-    }
-    if (!model_.own.empty()) {
-      walk.own.assign(size, 0.0f);
-      walk.change_own.assign(size, 0.0f);
-    }
-    walk.change_codes.resize(size);
-    walk.proposed.assign(rows_, 0);
-    walk.tile_changes.assign(tiles(rows_), 0);
-    for (int64_t row = 0; row < rows_; ++row) ErrorsOfCodes(walk, row);
-    moving_.push_back(&walk);
-  }
+  start_ = {};
+  start_.codes.assign(codes.begin(), codes.end());
+  start_.table.resize(table.size());
+  for (size_t i = 0; i < table.size(); ++i) start_.table[i] = Float16Value(table[i]);
+  start_.shrinkage = 1;
+  start_.error.resize(size);
+  start_.product.resize(size);
+  start_.gradient.resize(size);
+  if (!model_.own.empty()) start_.own.resize(size);
+  Multiply(start_);
+}
+
+void CoupledDescent::Begin(double shrinkage, Walk* walk) const {
+  const int64_t size = rows_ * columns_;
+  walk->shrinkage = static_cast<float>(shrinkage);
+  walk->codes = start_.codes;
+  walk->table = start_.table;
+  walk->error = start_.error;
+  walk->product = start_.product;
+  walk->own = start_.own;
+  for (float& value : walk->own) value *= walk->shrinkage;
+  walk->gradient.resize(size);
+  walk->change.resize(size);
+  walk->change_product.resize(size);
+  walk->change_own.resize(walk->own.size());
+  walk->change_codes.resize(size);
+  walk->proposed.resize(rows_);
+  walk->tile_changes.resize(tiles(rows_));
 }
 
 void CoupledDescent::ErrorsOfCodes(Walk& walk, int64_t row) const {
@@ -121,11 +128,12 @@ void CoupledDescent::MultiplyRows(const Walk& walk, int64_t first, int64_t count
   }
 }
 
-// Products of all errors, anew.
-void CoupledDescent::Multiply() {
-  ForAll(tiles(rows_), [&](Walk& walk, int64_t tile, int) {
+// Errors of the codes, and their products, anew.
+void CoupledDescent::Multiply(Walk& walk) const {
+  ForItems(walk, tiles(rows_), [&](int64_t tile, int) {
     const int64_t first = tile * kCoupledTile;
     const int64_t count = std::min<int64_t>(kCoupledTile, rows_ - first), at = first * columns_;
+    for (int64_t row = first; row < first + count; ++row) ErrorsOfCodes(walk, row);
     MultiplyRows(walk, first, count, walk.error.data() + at, walk.product.data() + at,
                  walk.own.empty() ? nullptr : walk.own.data() + at);
   });
@@ -149,28 +157,28 @@ void CoupledDescent::GradientRows(Walk& walk, int64_t first, int64_t count) cons
   }
 }
 
-void CoupledDescent::FillGradients() {
-  ForAll(tiles(rows_), [&](Walk& walk, int64_t tile, int) {
+void CoupledDescent::FillGradients(Walk& walk) const {
+  ForItems(walk, tiles(rows_), [&](int64_t tile, int) {
     const int64_t first = tile * kCoupledTile;
     GradientRows(walk, first, std::min<int64_t>(kCoupledTile, rows_ - first));
   });
 }
 
-// E_a in walk.objective.
-void CoupledDescent::EvaluateAll() {
-  FillGradients();
-  for (Walk* walk : moving_) {
-    walk->objective = 0.0;
-    for (int64_t i = 0; i < rows_ * columns_; ++i)
-      walk->objective += static_cast<double>(walk->gradient[i]) * walk->error[i];
-  }
+// E_a; fills in the gradients.
+double CoupledDescent::Evaluate(Walk& walk) const {
+  FillGradients(walk);
+  double objective = 0.0;
+  for (int64_t i = 0; i < rows_ * columns_; ++i)
+    objective += static_cast<double>(walk.gradient[i]) * walk.error[i];
+  return objective;
 }
 
 // Error-feedback roundings of the rows of one tile to their codebooks, on the moved target, where
 // they are better than the current errors while the other rows stand still. M takes the place of a
 // group's own matrix here, and weights kept apart count as without error on the moved target: what
 // is taken is decided by E_a itself.
-void CoupledDescent::ProposeTile(Walk& walk, int64_t first, Workspace& work) const {
+void CoupledDescent::ProposeTile(Walk& walk, int64_t first, const FeedbackOrder& order,
+                                 Workspace& work) const {
   const int count = static_cast<int>(std::min<int64_t>(kTileRows, rows_ - first));
   const int64_t panel = columns_ * kTileRows;
   float* shift = work.shift.data();
@@ -202,39 +210,31 @@ void CoupledDescent::ProposeTile(Walk& walk, int64_t first, Workspace& work) con
   const kernels::RowTile view{work.target,   work.error,
                               levels_,       work.table,
                               work.midpoint, apart_ == nullptr ? nullptr : work.active};
-  const LnqGroup& group = model_.feedback;
+  const LnqGroup& group = *model_.feedback;
   double best[kTileRows], form[kTileRows];
-  bool improved[kTileRows] = {};
   kernels::QuadraticForms(group.panels, work.error, best);
-  for (double& value : best) value -= kProposalMargin * value;
-  for (const FeedbackOrder& order : group.orders) {
-    kernels::ErrorFeedbackRounding(order.feedback, order.order.data(), view);
-    for (int cycle = 0; cycle < kProposalCycles; ++cycle) {
-      if (!kernels::CoordinateDescentCycle(group.panels, group.inverse_diagonal.data(), view,
-                                           nullptr)) {
-        break;
-      }
-    }
-    kernels::QuadraticForms(group.panels, work.error, form);
-    for (int lane = 0; lane < count; ++lane) {
-      if (!(form[lane] < best[lane]) || !(model_.diagonal(first + lane) > 0.0f)) continue;
-      best[lane] = form[lane];
-      improved[lane] = true;
-      for (int64_t i = lane; i < panel; i += kTileRows) work.best[i] = work.error[i];
+  kernels::ErrorFeedbackRounding(order.feedback, order.order.data(), view);
+  for (int cycle = 0; cycle < kProposalCycles; ++cycle) {
+    if (!kernels::CoordinateDescentCycle(group.panels, group.inverse_diagonal.data(), view,
+                                         nullptr)) {
+      break;
     }
   }
+  kernels::QuadraticForms(group.panels, work.error, form);
   for (int lane = 0; lane < count; ++lane) {
     const int64_t row = first + lane;
-    walk.proposed[row] = improved[lane];
+    const bool improved =
+        form[lane] < best[lane] - kProposalMargin * best[lane] && model_.diagonal(row) > 0.0f;
+    walk.proposed[row] = improved;
     float* change = walk.change.data() + row * columns_;
-    if (!improved[lane]) {
+    if (!improved) {
       std::fill_n(change, columns_, 0.0f);
       continue;
     }
     const float* table = walk.table.data() + row * levels_;
     for (int64_t i = 0; i < columns_; ++i) {
       const int64_t at = row * columns_ + i;
-      const float value = work.target[i * kTileRows + lane] + work.best[i * kTileRows + lane];
+      const float value = work.target[i * kTileRows + lane] + work.error[i * kTileRows + lane];
       int code = 0;
       while (code + 1 < levels_ && value > work.midpoint[code * kTileRows + lane]) ++code;
       const bool apart = apart_ != nullptr && apart_[at] != 0;
@@ -244,10 +244,10 @@ void CoupledDescent::ProposeTile(Walk& walk, int64_t first, Workspace& work) con
   }
 }
 
-void CoupledDescent::ProposeRoundings() {
-  ForAll(tiles(rows_), [&](Walk& walk, int64_t tile, int worker) {
+void CoupledDescent::ProposeRoundings(Walk& walk, const FeedbackOrder& order) {
+  ForItems(walk, tiles(rows_), [&](int64_t tile, int worker) {
     const int64_t first = tile * kCoupledTile;
-    ProposeTile(walk, first, workspaces_[worker]);
+    ProposeTile(walk, first, order, workspaces_[worker]);
     const int64_t count = std::min<int64_t>(kCoupledTile, rows_ - first), at = first * columns_;
     MultiplyRows(walk, first, count, walk.change.data() + at, walk.change_product.data() + at,
                  walk.own.empty() ? nullptr : walk.change_own.data() + at);
@@ -282,38 +282,37 @@ void CoupledDescent::TakeRow(Walk& walk, int64_t row, int64_t block_end) const {
     kernels::AddScaled(model_.output[row * rows_ + other], spread, columns_,
                        walk.gradient.data() + other * columns_);
   }
-  walk.block_changed = true;
 }
 
-// Gradients of the rows of `tile` follow the changes of the rows of `block`.
-void CoupledDescent::SpreadBlock(Walk& walk, int64_t block, int64_t tile) const {
-  if (!walk.block_changed) return;
-  const int64_t from = block * kCoupledTile, to = tile * kCoupledTile;
-  kernels::MultiplyAdd(model_.output.data() + to * rows_ + from, rows_,
-                       walk.change_product.data() + from * columns_, columns_,
-                       std::min<int64_t>(kCoupledTile, rows_ - to),
-                       std::min<int64_t>(kCoupledTile, rows_ - from), columns_,
-                       /*accumulate=*/true, walk.gradient.data() + to * columns_, columns_);
+// Gradients of the rows behind `block` follow the changes of its rows.
+void CoupledDescent::SpreadBlock(Walk& walk, int64_t block) const {
+  const int64_t from = block * kCoupledTile;
+  ForItems(walk, tiles(rows_) - block - 1, [&](int64_t item, int) {
+    const int64_t to = (block + 1 + item) * kCoupledTile;
+    kernels::MultiplyAdd(model_.output.data() + to * rows_ + from, rows_,
+                         walk.change_product.data() + from * columns_, columns_,
+                         std::min<int64_t>(kCoupledTile, rows_ - to),
+                         std::min<int64_t>(kCoupledTile, rows_ - from), columns_,
+                         /*accumulate=*/true, walk.gradient.data() + to * columns_, columns_);
+  });
 }
 
 // Row after row; needs the gradients.
-void CoupledDescent::TakeProposals() {
+void CoupledDescent::TakeProposals(Walk& walk) const {
   for (int64_t block = 0; block < tiles(rows_); ++block) {
     const int64_t first = block * kCoupledTile, end = std::min(first + kCoupledTile, rows_);
-    ForAll(1, [&](Walk& walk, int64_t, int) {
-      walk.block_changed = false;
-      for (int64_t row = first; row < end; ++row) {
-        if (walk.proposed[row] != 0 && Gain(walk, row) < 0.0) {
-          TakeRow(walk, row, end);
-          std::copy_n(walk.change_codes.data() + row * columns_, columns_,
-                      walk.codes.data() + row * columns_);
-        } else {
-          std::fill_n(walk.change_product.data() + row * columns_, columns_, 0.0f);
-        }
+    bool taken = false;
+    for (int64_t row = first; row < end; ++row) {
+      if (walk.proposed[row] == 0 || !(Gain(walk, row) < 0.0)) {
+        std::fill_n(walk.change_product.data() + row * columns_, columns_, 0.0f);
+        continue;
       }
-    });
-    ForAll(tiles(rows_) - block - 1,
-           [&](Walk& walk, int64_t tile, int) { SpreadBlock(walk, block, block + 1 + tile); });
+      TakeRow(walk, row, end);
+      std::copy_n(walk.change_codes.data() + row * columns_, columns_,
+                  walk.codes.data() + row * columns_);
+      taken = true;
+    }
+    if (taken) SpreadBlock(walk, block);
   }
 }
 
@@ -386,75 +385,99 @@ void CoupledDescent::PushTile(Walk& walk, int64_t row_tile, int64_t column_tile)
 // One pass of two-sided coordinate descent. Tiles on one diagonal (row tile + column tile) descend
 // at the same time and don't see each other, all others see everything before them. False when
 // nothing changed.
-bool CoupledDescent::Sweep() {
+bool CoupledDescent::Sweep(Walk& walk) const {
   const int64_t down = tiles(rows_), across = tiles(columns_);
   bool changed = false;
   for (int64_t diagonal = 0; diagonal < down + across - 1; ++diagonal) {
     const int64_t first = std::max<int64_t>(0, diagonal - across + 1);
     const int64_t count = std::min(diagonal, down - 1) - first + 1;
-    ForAll(count, [&](Walk& walk, int64_t item, int) {
+    ForItems(walk, count, [&](int64_t item, int) {
       walk.tile_changes[item] = SweepTile(walk, first + item, diagonal - first - item);
     });
-    ForAll(count, [&](Walk& walk, int64_t item, int) {
+    ForItems(walk, count, [&](int64_t item, int) {
       if (walk.tile_changes[item] > 0) PushTile(walk, first + item, diagonal - first - item);
     });
-    for (const Walk* walk : moving_) {
-      for (int64_t item = 0; item < count; ++item) changed |= walk->tile_changes[item] > 0;
-    }
+    for (int64_t item = 0; item < count; ++item) changed |= walk.tile_changes[item] > 0;
   }
   return changed;
 }
 
-// Codebooks as fp16 stores them. A codeword beyond fp16 becomes infinite and the walk's objective
-// with it, so that the start is kept.
-void CoupledDescent::RoundTables() {
-  for (Walk* walk : moving_) {
-    for (float& value : walk->table) value = Float16Value(Float16Bits(value));
+// Table and codes in the form of FORMAT.md, codebooks rounded to fp16 before.
+void CoupledDescent::Store(const Walk& walk, CoupledSolution* solution) const {
+  solution->codes.resize(rows_ * columns_);
+  solution->table.resize(rows_ * levels_);
+  for (int64_t row = 0; row < rows_; ++row) {
+    const std::span<const float> table(walk.table.data() + row * levels_,
+                                       static_cast<size_t>(levels_));
+    const auto first = walk.codes.begin() + row * columns_;
+    std::vector<uint8_t> codes(first, first + columns_);
+    // Weights kept apart have no error whatever their code: they take the one next to them.
+    if (apart_ != nullptr) {
+      AssignApart({apart_ + row * columns_, codes.size()}, {weight_ + row * columns_, codes.size()},
+                  table, codes);
+    }
+    StoreRow(table, codes, {solution->table.data() + row * levels_, static_cast<size_t>(levels_)},
+             {solution->codes.data() + row * columns_, static_cast<size_t>(columns_)});
   }
-  ForAll(rows_, [&](Walk& walk, int64_t row, int) { ErrorsOfCodes(walk, row); });
-  Multiply();
+}
+
+CoupledSolution CoupledDescent::DescendOne(double shrinkage, int worker) {
+  Walk walk;
+  walk.worker = worker;
+  Begin(shrinkage, &walk);
+  CoupledSolution solution;
+  solution.objective_before = Evaluate(walk);
+  // The natural order last: the descent that follows goes the same way.
+  for (int round = 0; round < kRounds && !Cancelled(); ++round) {
+    if (round > 0) FillGradients(walk);
+    if (!model_.feedback->orders.empty()) {
+      ProposeRoundings(walk, model_.feedback->orders[(round + 1) % model_.feedback->orders.size()]);
+      TakeProposals(walk);
+    }
+    if (round + 1 == kRounds) Sweep(walk);
+    FillGradients(walk);
+    CorrectCodebooks(walk);
+  }
+  // A codeword beyond fp16 becomes infinite and the objective with it, so that the start is kept.
+  for (float& value : walk.table) value = Float16Value(Float16Bits(value));
+  Multiply(walk);
+  Sweep(walk);
+  solution.objective_after = Evaluate(walk);
+  if (solution.objective_after < solution.objective_before) {
+    Store(walk, &solution);
+  } else {
+    solution.objective_after = solution.objective_before;
+    Store(start_, &solution);
+  }
+  return solution;
+}
+
+CoupledSolution CoupledDescent::SweepOnce(std::span<const uint8_t> codes,
+                                          std::span<const uint16_t> table, double shrinkage) {
+  Start(codes, table);
+  Walk walk;
+  Begin(shrinkage, &walk);
+  CoupledSolution solution;
+  solution.objective_before = Evaluate(walk);
+  Sweep(walk);
+  solution.objective_after = Evaluate(walk);
+  Store(walk, &solution);
+  return solution;
 }
 
 absl::StatusOr<std::vector<CoupledSolution>> CoupledDescent::Descend(
     std::span<const uint8_t> codes, std::span<const uint16_t> table,
     std::span<const double> shrinkages) {
-  std::vector<float> values(table.size());
-  for (size_t i = 0; i < table.size(); ++i) values[i] = Float16Value(table[i]);
-  Start(codes, values, shrinkages);
-  Multiply();
-  EvaluateAll();
-  std::vector<CoupledSolution> solutions(walks_.size());
-  for (size_t i = 0; i < walks_.size(); ++i) solutions[i].objective_before = walks_[i].objective;
-  for (int round = 0; round < kRounds; ++round) {
-    if (round > 0) FillGradients();
-    ProposeRoundings();
-    if (Cancelled()) return absl::CancelledError("solve cancelled");
-    TakeProposals();
-    for (int sweep = 0; sweep < kSweeps && Sweep(); ++sweep) {
-      if (Cancelled()) return absl::CancelledError("solve cancelled");
-    }
-    FillGradients();
-    CorrectCodebooks();
-    if (Cancelled()) return absl::CancelledError("solve cancelled");
+  Start(codes, table);
+  std::vector<CoupledSolution> solutions(shrinkages.size());
+  const auto count = static_cast<int64_t>(shrinkages.size());
+  if (rows_ * columns_ < kLargeLinear) {
+    context_.pool->ParallelFor(
+        count, [&](int64_t i, int worker) { solutions[i] = DescendOne(shrinkages[i], worker); });
+  } else {
+    for (int64_t i = 0; i < count; ++i) solutions[i] = DescendOne(shrinkages[i], kWholePool);
   }
-  RoundTables();
-  Sweep();
-  // What is reported comes from products without the rounding errors of many small updates.
-  Multiply();
-  EvaluateAll();
-  for (size_t i = 0; i < walks_.size(); ++i) {
-    CoupledSolution& solution = solutions[i];
-    Walk& walk = walks_[i];
-    const bool better = walk.objective < solution.objective_before;
-    solution.objective_after = better ? walk.objective : solution.objective_before;
-    if (better) {
-      solution.codes = std::move(walk.codes);
-      for (const float value : walk.table) solution.table.push_back(Float16Bits(value));
-    } else {
-      solution.codes.assign(codes.begin(), codes.end());
-      solution.table.assign(table.begin(), table.end());
-    }
-  }
+  if (Cancelled()) return absl::CancelledError("solve cancelled");
   return solutions;
 }
 

@@ -45,56 +45,60 @@ class CoupledDescent {
                                                        std::span<const uint16_t> table,
                                                        std::span<const double> shrinkages);
 
+  // One sweep alone, codebooks as they are: what its oracle in the tests is held against.
+  CoupledSolution SweepOnce(std::span<const uint8_t> codes, std::span<const uint16_t> table,
+                            double shrinkage);
+
  private:
   using Matrix = std::vector<float>;  // [rows, columns] unless said otherwise
-  // A solution on its way down.
+  static constexpr int kWholePool = -1;
+  // A solution on its way down, with one shrinkage.
   struct Walk {
+    int worker = kWholePool;  // the one thread that goes, or kWholePool
     float shrinkage = 1;
     std::vector<uint8_t> codes;
     Matrix table;     // [rows, levels]
     Matrix error;     // Δ
     Matrix product;   // Δ M
     Matrix own;       // a · δ_j N_k; empty with one group
-    Matrix gradient;  // half the gradient of E_a, where a phase has filled it in
-    // A proposed change of Δ, rows with none are 0; the same times M, and a · N_k.
+    Matrix gradient;  // half the gradient of E_a, where a step has filled it in
+    // A proposed change of Δ, the same times M, and a times N_k.
     Matrix change, change_product, change_own;
     std::vector<uint8_t> change_codes;
     std::vector<uint8_t> proposed;      // [rows]
     Matrix sums;                        // of a block of rows in the codebook step
     std::vector<int64_t> tile_changes;  // [tiles of a diagonal]
-    bool block_changed = false;
-    double objective = 0;
-    bool moving = true;
   };
   struct Workspace;
 
   int64_t tiles(int64_t length) const {
     return (length + kernels::kCoupledTile - 1) / kernels::kCoupledTile;
   }
-  // body(walk, item, worker) for every item of every walk that still moves.
-  void ForAll(int64_t items, absl::FunctionRef<void(Walk& walk, int64_t item, int worker)> body);
+  // body(item, worker) for every item, on the walk's thread or on the pool.
+  void ForItems(const Walk& walk, int64_t items,
+                absl::FunctionRef<void(int64_t item, int worker)> body) const;
 
-  // Phases of all walks; each leaves error, product, own and codes in step with each other.
-  void Start(std::span<const uint8_t> codes, std::span<const float> table,
-             std::span<const double> shrinkages);
-  void Multiply();
-  void FillGradients();
-  void EvaluateAll();
-  void ProposeRoundings();
-  void TakeProposals();
-  bool Sweep();
-  void CorrectCodebooks();
-  void RoundTables();
+  void Start(std::span<const uint8_t> codes, std::span<const uint16_t> table);
+  void Begin(double shrinkage, Walk* walk) const;
+  CoupledSolution DescendOne(double shrinkage, int worker);
+  // Steps; each leaves codes, error, product and own agreeing with each other.
+  void Multiply(Walk& walk) const;
+  void FillGradients(Walk& walk) const;
+  double Evaluate(Walk& walk) const;
+  void ProposeRoundings(Walk& walk, const FeedbackOrder& order);
+  void TakeProposals(Walk& walk) const;
+  bool Sweep(Walk& walk) const;
+  void CorrectCodebooks(Walk& walk) const;
+  void Store(const Walk& walk, CoupledSolution* solution) const;
 
   void ErrorsOfCodes(Walk& walk, int64_t row) const;
-  // change [count, columns] -> change · M and a · change · N_k, both added or set.
   void MultiplyRows(const Walk& walk, int64_t first, int64_t count, const float* change,
                     float* product, float* own) const;
   void GradientRows(Walk& walk, int64_t first, int64_t count) const;
-  void ProposeTile(Walk& walk, int64_t first, Workspace& work) const;
+  void ProposeTile(Walk& walk, int64_t first, const FeedbackOrder& order, Workspace& work) const;
   double Gain(const Walk& walk, int64_t row) const;
   void TakeRow(Walk& walk, int64_t row, int64_t block_end) const;
-  void SpreadBlock(Walk& walk, int64_t block, int64_t tile) const;
+  void SpreadBlock(Walk& walk, int64_t block) const;
   int64_t SweepTile(Walk& walk, int64_t row_tile, int64_t column_tile) const;
   void PushTile(Walk& walk, int64_t row_tile, int64_t column_tile) const;
   void SumBuckets(Walk& walk, int64_t row, int64_t place) const;
@@ -107,8 +111,7 @@ class CoupledDescent {
   int levels_;
   const SolveContext& context_;
   int64_t rows_, columns_;
-  std::vector<Walk> walks_;
-  std::vector<Walk*> moving_;
+  Walk start_;
   std::vector<Workspace> workspaces_;
 };
 

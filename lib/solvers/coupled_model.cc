@@ -41,7 +41,9 @@ void ShareInputs(const LayerProblem& problem, CoupledModel* model) {
 }  // namespace
 
 absl::StatusOr<CoupledModel> PrepareCoupledModel(const LayerProblem& problem,
-                                                 const LnqSettings& settings, ThreadPool* pool) {
+                                                 const LnqSettings& settings,
+                                                 std::shared_ptr<const LnqGroup> single,
+                                                 ThreadPool* pool) {
   CoupledModel model;
   model.rows = problem.weight.size(0);
   model.columns = problem.weight.size(1);
@@ -53,8 +55,12 @@ absl::StatusOr<CoupledModel> PrepareCoupledModel(const LayerProblem& problem,
   model.output.resize(model.rows * model.rows);
   for (size_t i = 0; i < model.output.size(); ++i) model.output[i] = scale * output[i];
   ShareInputs(problem, &model);
-  GRADQ_ASSIGN_OR_RETURN(model.feedback,
-                         PrepareLnqGroup(model.shared.data(), model.columns, settings, pool));
+  if (single == nullptr) {
+    GRADQ_ASSIGN_OR_RETURN(LnqGroup group,
+                           PrepareLnqGroup(model.shared.data(), model.columns, settings, pool));
+    single = std::make_shared<const LnqGroup>(std::move(group));
+  }
+  model.feedback = std::move(single);
   return model;
 }
 

@@ -4,6 +4,7 @@
 // per linear by the quantizer, then read by all threads. docs/coupled.md derives it.
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -23,14 +24,17 @@ struct CoupledModel {
   std::vector<float> output;            // O [rows, rows], scaled to mean diagonal 1
   std::vector<float> shared;            // M [columns, columns]
   std::vector<std::vector<float>> own;  // N_k = H_k − M; empty with one group, where they are 0
-  LnqGroup feedback;                    // of M
+  // Of M. Shared with the uncoupled solve where that has a single group, whose matrix M is.
+  std::shared_ptr<const LnqGroup> feedback;
 
   float diagonal(int64_t row) const { return output[row * rows + row]; }
 };
 
-// Of problem.fisher_blocks and problem.output_fisher, which have been checked. INVALID_ARGUMENT as
-// PrepareLnqGroup.
+// Of problem.fisher_blocks and problem.output_fisher, which have been checked. `single`: the group
+// of the problem's only Fisher block, or null. INVALID_ARGUMENT as PrepareLnqGroup.
 absl::StatusOr<CoupledModel> PrepareCoupledModel(const LayerProblem& problem,
-                                                 const LnqSettings& settings, ThreadPool* pool);
+                                                 const LnqSettings& settings,
+                                                 std::shared_ptr<const LnqGroup> single,
+                                                 ThreadPool* pool);
 
 }  // namespace gradq

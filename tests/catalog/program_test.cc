@@ -53,15 +53,15 @@ TEST(Program, CoupledHoldsWindowsOutAndChooses) {
   recipe.objective = Objective::kCoupled;
   const auto rounds = *MakeProgram(Resolved(recipe), 64);
   ASSERT_EQ(rounds.size(), 2u);
-  EXPECT_EQ(rounds[0].sequences, 56);
-  EXPECT_EQ(rounds[1].first_sequence, 56);
-  EXPECT_EQ(rounds[1].sequences, 8);
+  EXPECT_EQ(rounds[0].sequences, 60);
+  EXPECT_EQ(rounds[1].first_sequence, 60);
+  EXPECT_EQ(rounds[1].sequences, 4);
   EXPECT_EQ(rounds[1].nodes.size(), static_cast<size_t>(rounds[0].variants));
   EXPECT_FALSE(rounds[1].backward);
   EXPECT_EQ(FinalRound(rounds), 0);
   EXPECT_EQ(VariantDecisionOf(rounds, 0), 1);
-  EXPECT_THAT(std::string(MakeProgram(Resolved(recipe), 8).status().message()),
-              AllOf(HasSubstr("held out"), HasSubstr("8")));
+  EXPECT_THAT(std::string(MakeProgram(Resolved(recipe), 4).status().message()),
+              AllOf(HasSubstr("held out"), HasSubstr("4")));
 }
 
 TEST(Program, PqiRequantizesThenDetaches) {

@@ -40,6 +40,13 @@ absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const Solv
                            SolveLnqShrinkages(problem, {&problem.shrinkage, 1}, context));
     return std::move(only.front());
   }
+  std::vector<std::shared_ptr<const LnqGroup>> groups;
+  return SolveUncoupledLnq(problem, context, &groups);
+}
+
+absl::StatusOr<QuantizedLinear> SolveUncoupledLnq(
+    const LayerProblem& problem, const SolveContext& context,
+    std::vector<std::shared_ptr<const LnqGroup>>* groups) {
   const int64_t rows = problem.weight.size(0), columns = problem.weight.size(1);
   LnqSettings settings;
   settings.levels = 1 << problem.bits;
@@ -51,7 +58,6 @@ absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const Solv
                                                ? std::vector<at::Tensor>{problem.gram}
                                                : problem.fisher_blocks;
   QuantizedLinear linear;
-  std::vector<LnqGroup> groups;
   for (size_t k = 0; k < matrices.size(); ++k) {
     if (context.cancelled && context.cancelled())
       return absl::CancelledError(StrCat(problem.name, ": solve cancelled"));
@@ -62,7 +68,7 @@ absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const Solv
           StrCat(problem.name, ": group ", k, ": ", group.status().message()));
     linear.record.damping.insert(linear.record.damping.end(), group->damping.begin(),
                                  group->damping.end());
-    groups.push_back(*std::move(group));
+    groups->push_back(std::make_shared<const LnqGroup>(*std::move(group)));
   }
 
   linear.encoding = Encoding::kLut;
@@ -81,7 +87,7 @@ absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const Solv
                            initial.data() + task.first, final.data() + task.first};
     const uint8_t* apart =
         problem.apart.empty() ? nullptr : problem.apart.data() + task.first * columns;
-    statuses[index] = tiles[worker]->Solve(groups[groups.size() == 1 ? 0 : task.group],
+    statuses[index] = tiles[worker]->Solve(*(*groups)[groups->size() == 1 ? 0 : task.group],
                                            weight + task.first * columns, apart, task.rows,
                                            context.cancelled, output);
   });

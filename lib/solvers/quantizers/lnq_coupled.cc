@@ -24,9 +24,8 @@ void Record(double shrinkage, const CoupledSolution* solution, QuantizedLinear* 
 absl::StatusOr<std::vector<QuantizedLinear>> SolveLnqShrinkages(const LayerProblem& problem,
                                                                 std::span<const double> shrinkages,
                                                                 const SolveContext& context) {
-  LayerProblem uncoupled = problem;
-  uncoupled.shrinkage = 1;
-  GRADQ_ASSIGN_OR_RETURN(const QuantizedLinear start, SolveLnq(uncoupled, context));
+  std::vector<std::shared_ptr<const LnqGroup>> groups;
+  GRADQ_ASSIGN_OR_RETURN(const QuantizedLinear start, SolveUncoupledLnq(problem, context, &groups));
   std::vector<double> coupled;
   std::copy_if(shrinkages.begin(), shrinkages.end(), std::back_inserter(coupled),
                [](double shrinkage) { return shrinkage < 1; });
@@ -34,7 +33,8 @@ absl::StatusOr<std::vector<QuantizedLinear>> SolveLnqShrinkages(const LayerProbl
   if (!coupled.empty()) {
     LnqSettings settings;
     settings.levels = 1 << problem.bits;
-    absl::StatusOr<CoupledModel> model = PrepareCoupledModel(problem, settings, context.pool);
+    absl::StatusOr<CoupledModel> model = PrepareCoupledModel(
+        problem, settings, groups.size() == 1 ? groups.front() : nullptr, context.pool);
     if (!model.ok()) {
       return absl::InvalidArgumentError(StrCat(problem.name, ": ", model.status().message()));
     }

@@ -3,6 +3,10 @@
 // The solve functions of the quantizers, one per file; bound to their catalog rows in
 // lib/solvers/quantizer.cc. Contract: QuantizerBinding::solve.
 
+#include <memory>
+#include <vector>
+
+#include "lib/solvers/lnq_group.h"
 #include "lib/solvers/quantizer.h"
 
 namespace gradq {
@@ -23,6 +27,11 @@ absl::StatusOr<QuantizedLinear> SolveSqueezellm(const LayerProblem& problem,
 
 // Layer-wise non-uniform quantization, plain or guided (arXiv:2505.07004).
 absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const SolveContext& context);
+
+// The guided or plain solution of lnq whatever the objective; appends the prepared groups.
+absl::StatusOr<QuantizedLinear> SolveUncoupledLnq(
+    const LayerProblem& problem, const SolveContext& context,
+    std::vector<std::shared_ptr<const LnqGroup>>* groups);
 
 // lnq on the coupled objective: QuantizerBinding::solve_shrinkages.
 absl::StatusOr<std::vector<QuantizedLinear>> SolveLnqShrinkages(const LayerProblem& problem,
