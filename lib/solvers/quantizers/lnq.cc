@@ -1,6 +1,4 @@
-#include <atomic>
 #include <memory>
-#include <mutex>
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
@@ -8,29 +6,9 @@
 #include "lib/format/packing.h"
 #include "lib/solvers/lnq_tile.h"
 #include "lib/solvers/quantizers/methods.h"
+#include "lib/solvers/row_tiles.h"
 
 namespace gradq {
-namespace {
-
-struct TileTask {
-  int group = 0;
-  int64_t first = 0;
-  int rows = 0;
-};
-
-std::vector<TileTask> CutRows(const GroupPartition& groups) {
-  std::vector<TileTask> tasks;
-  for (int group = 0; group < groups.groups; ++group) {
-    const int64_t end = groups.begin(group + 1);
-    for (int64_t row = groups.begin(group); row < end; row += kernels::kTileRows) {
-      tasks.push_back(
-          {group, row, static_cast<int>(std::min<int64_t>(kernels::kTileRows, end - row))});
-    }
-  }
-  return tasks;
-}
-
-}  // namespace
 
 absl::StatusOr<QuantizedLinear> SolveLnq(const LayerProblem& problem, const SolveContext& context) {
   if (OptionWord(problem.options, "solver") == "published")
@@ -76,11 +54,11 @@ absl::StatusOr<QuantizedLinear> SolveUncoupledLnq(
   std::vector<uint8_t> codes(rows * columns);
   std::vector<double> initial(rows), final(rows);
   const float* weight = problem.weight.const_data_ptr<float>();
-  const std::vector<TileTask> tasks = CutRows(problem.groups);
+  const std::vector<RowRange> tasks = CutRows(problem.groups);
   std::vector<std::unique_ptr<LnqTile>> tiles(context.pool->threads());
   std::vector<absl::Status> statuses(tasks.size());
   context.pool->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t index, int worker) {
-    const TileTask& task = tasks[index];
+    const RowRange& task = tasks[index];
     if (tiles[worker] == nullptr) tiles[worker] = std::make_unique<LnqTile>(columns, settings);
     const LnqOutput output{codes.data() + task.first * columns,
                            linear.lut.data() + task.first * settings.levels,
@@ -95,18 +73,8 @@ absl::StatusOr<QuantizedLinear> SolveUncoupledLnq(
     if (status.ok()) continue;
     return absl::Status(status.code(), StrCat(problem.name, ": ", status.message()));
   }
-  double sum_initial = 0.0, sum_final = 0.0;
-  for (int k = 0; k < problem.groups.groups; ++k) {
-    double group_initial = 0.0, group_final = 0.0;
-    for (int64_t row = problem.groups.begin(k); row < problem.groups.begin(k + 1); ++row) {
-      group_initial += initial[row];
-      group_final += final[row];
-    }
-    sum_initial += group_initial / static_cast<double>(problem.groups.size(k));
-    sum_final += group_final / static_cast<double>(problem.groups.size(k));
-  }
-  linear.record.objective_initial = sum_initial;
-  linear.record.objective_final = sum_final;
+  linear.record.objective_initial = SumOfGroupMeans(problem.groups, initial);
+  linear.record.objective_final = SumOfGroupMeans(problem.groups, final);
   linear.packed = PackCodes(codes, rows, columns, problem.bits);
   return linear;
 }
