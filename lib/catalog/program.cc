@@ -80,6 +80,17 @@ Round Choose(const Round& quantized, int64_t held_out) {
   return round;
 }
 
+// The chosen variant of `pilot`, from the statistics of all sequences.
+Round QuantizeChosen(const Round& pilot, int64_t sequences) {
+  Round round = pilot;
+  round.purpose = "quantize";
+  round.pilot = false;
+  round.sequences = sequences;
+  round.statistics_round = 2;
+  round.variants = 1;
+  return round;
+}
+
 // PQI between the original and the shards of `weights_round`; the loss at both ends is its check.
 Round Integrate(const Recipe& recipe, int64_t sequences, int weights_round) {
   Round round;
@@ -100,26 +111,31 @@ absl::StatusOr<std::vector<Round>> MakeProgram(const Recipe& recipe, int64_t seq
   const bool open_shrinkage = VariantsOf(recipe).size() > 1 && !recipe.average_bits.has_value();
   int64_t held_out = 0;
   if (open_shrinkage) {
-    held_out = OptionInt(recipe.options, "holdout");
-    if (held_out >= sequences) {
+    held_out = std::min<int64_t>(OptionInt(recipe.options, "holdout"), sequences / 2);
+    if (held_out == 0) {
       return absl::InvalidArgumentError(
-          StrCat("all calibration windows are held out to choose the shrinkage: ", held_out, ", ",
-                 sequences));
+          StrCat("too few calibration windows to hold one out for the shrinkage: ", sequences));
     }
   }
   std::vector<Round> program;
   GRADQ_ASSIGN_OR_RETURN(Round quantize, Quantize(recipe, sequences, held_out));
   program.push_back(std::move(quantize));
-  if (open_shrinkage) program.push_back(Choose(program[0], held_out));
+  if (open_shrinkage) {
+    program[0].purpose = "pilot";
+    program[0].pilot = true;
+    program.push_back(Choose(program[0], held_out));
+    program.push_back(QuantizeChosen(program[0], sequences));
+  }
   if (recipe.outliers != "pqi") return program;
 
   if (OptionDouble(recipe.outlier_options, "fraction") >
       OptionDouble(recipe.outlier_options, "detach_fraction")) {
-    Round requantize = Integrate(recipe, sequences, 0);
+    const int first = FinalRound(program);
+    Round requantize = Integrate(recipe, sequences, first);
     requantize.purpose = "requantize";
     requantize.decision = RoundDecision::kShares;
     requantize.solve = RoundSolve::kQuantize;
-    requantize.statistics_round = program[0].statistics_round;
+    requantize.statistics_round = program[first].statistics_round;
     program.push_back(std::move(requantize));
   }
   if (OptionDouble(recipe.outlier_options, "detach_fraction") == 0) return program;

@@ -7,7 +7,7 @@
 //   most jobs        quantize
 //   gwq, wide scope  quantize (scores, threshold, solve)
 //   mixed widths     quantize (three widths, then the choice by price)
-//   coupled, auto    quantize (several shrinkages) -> choose by loss on held-out sequences
+//   coupled, auto    pilot (several shrinkages) -> choose by loss on held-out sequences -> quantize
 //   pqi              ... -> requantize (PQI, shares) -> detach (PQI, threshold), once per step
 
 #include <cstdint>
@@ -42,7 +42,7 @@ enum class RoundDecision {
 };
 
 struct Round {
-  std::string purpose;  // "quantize", "choose", "requantize", "detach"
+  std::string purpose;  // "quantize", "pilot", "choose", "requantize", "detach"
   // The pass. Nodes with coefficient 0 come last. No nodes: no pass.
   int weights_round = -1;  // whose shards are ŵ; -1: all nodes have t = 0
   std::vector<PathNode> nodes;
@@ -59,6 +59,7 @@ struct Round {
   RoundSolve solve = RoundSolve::kNone;
   int statistics_round = -1;  // whose statistics the solve reads; -1: none
   int variants = 1;           // shards per solve
+  bool pilot = false;         // solves of PilotOf(recipe): they only have to tell variants apart
 };
 
 // `recipe` is resolved. INVALID_ARGUMENT when `sequences` are too few (for held-out ones, for the

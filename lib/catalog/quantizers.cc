@@ -59,11 +59,11 @@ constexpr OptionSpec kLnqOptions[] = {
              "them; auto takes the value with the lowest loss on held-out calibration windows"},
     {.name = "holdout",
      .type = OptionSpec::Type::kInt,
-     .default_value = "4",
+     .default_value = "16",
      .min = 1,
      .max = 1048576,
-     .help = "coupled objective: last calibration windows kept out of the statistics to choose the "
-             "shrinkage"},
+     .help = "coupled objective: last calibration windows, at most half of them, on which the "
+             "shrinkages are compared; the solve that follows has all windows again"},
     kGridBits,
 };
 

@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::array kMixedWidths = {2, 3, 4};
 // What --shrinkage auto tries beside the uncoupled solution.
-constexpr std::array kShrinkages = {0.7, 0.3};
+constexpr std::array kShrinkages = {0.7, 0.5};
 
 bool IsCoupled(const Recipe& recipe) {
   return recipe.objective == Objective::kCoupled && recipe.options.contains("shrinkage");
@@ -104,6 +104,11 @@ std::vector<Variant> VariantsOf(const Recipe& recipe) {
     for (const double tried : kShrinkages) variants.push_back({recipe.bits, tried});
   }
   return variants;
+}
+
+Recipe PilotOf(Recipe recipe) {
+  if (recipe.options.contains("iterations")) recipe.options["iterations"] = "1";
+  return recipe;
 }
 
 }  // namespace gradq

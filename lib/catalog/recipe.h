@@ -44,4 +44,7 @@ struct Variant {
 // shrinkages.
 std::vector<Variant> VariantsOf(const Recipe& recipe);
 
+// The resolved recipe with one iteration of its quantizer: cheap solves that tell shrinkages apart.
+Recipe PilotOf(Recipe recipe);
+
 }  // namespace gradq

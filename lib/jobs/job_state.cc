@@ -41,7 +41,8 @@ void UpdateBarriers(JobState* job) {
   for (size_t r = 0; r < job->rounds.size(); ++r) {
     RoundState& round = job->rounds[r];
     const int weights = round.plan.weights_round;
-    round.may_pass = true;
+    // Beyond round 0 the base weights are passed once more for what the round before decided.
+    round.may_pass = r == 0 || weights >= 0 || job->Decided(static_cast<int>(r) - 1);
     if (weights >= 0) {
       const int choice = job->rounds[weights].choice;
       const bool reads_choice =

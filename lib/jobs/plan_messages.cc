@@ -60,6 +60,7 @@ v1::RoundPlan MessageOf(const Round& round) {
   message.set_solve(static_cast<v1::RoundPlan::Solve>(round.solve));
   message.set_statistics_round(round.statistics_round);
   message.set_variants(round.variants);
+  message.set_pilot(round.pilot);
   return message;
 }
 
@@ -81,6 +82,7 @@ Round RoundOf(const v1::RoundPlan& message) {
   round.solve = static_cast<RoundSolve>(message.solve());
   round.statistics_round = message.statistics_round();
   round.variants = message.variants();
+  round.pilot = message.pilot();
   return round;
 }
 

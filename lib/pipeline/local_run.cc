@@ -289,7 +289,8 @@ class Local {
     const int source = round.statistics_round;
     GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<ChunkReader> statistics,
                            ReadStatistics(source, stage, linear));
-    const SolveRecipe recipe = RecipeOf(program_[source < 0 ? IndexOf(*found) : source]);
+    SolveRecipe recipe = RecipeOf(program_[source < 0 ? IndexOf(*found) : source]);
+    if (round.pilot) recipe.recipe = PilotOf(std::move(recipe.recipe));
     const SolveDecision decision = decisions_[linear];
     if (round.solve == RoundSolve::kDetach) {
       GRADQ_ASSIGN_OR_RETURN(const auto quantized, Quantized(round.weights_round, linear, -1));

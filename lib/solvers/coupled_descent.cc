@@ -16,8 +16,7 @@ using kernels::kTileRows;
 
 static_assert(kCoupledTile == kTileRows);
 
-// Rounds, and coordinate-descent cycles that follow a proposed rounding.
-constexpr int kRounds = 2;
+// Coordinate-descent cycles that follow a proposed rounding.
 constexpr int kProposalCycles = 2;
 // From this many weights on, one walk's tiles are enough work for all threads; below, they would
 // mostly wait for each other.
@@ -421,20 +420,21 @@ void CoupledDescent::Store(const Walk& walk, CoupledSolution* solution) const {
   }
 }
 
-CoupledSolution CoupledDescent::DescendOne(double shrinkage, int worker) {
+CoupledSolution CoupledDescent::DescendOne(double shrinkage, int rounds, int worker) {
   Walk walk;
   walk.worker = worker;
   Begin(shrinkage, &walk);
   CoupledSolution solution;
   solution.objective_before = Evaluate(walk);
   // The natural order last: the descent that follows goes the same way.
-  for (int round = 0; round < kRounds && !Cancelled(); ++round) {
+  for (int round = 0; round < rounds && !Cancelled(); ++round) {
     if (round > 0) FillGradients(walk);
     if (!model_.feedback->orders.empty()) {
-      ProposeRoundings(walk, model_.feedback->orders[(round + 1) % model_.feedback->orders.size()]);
+      ProposeRoundings(
+          walk, model_.feedback->orders[(rounds - 1 - round) % model_.feedback->orders.size()]);
       TakeProposals(walk);
     }
-    if (round + 1 == kRounds) Sweep(walk);
+    if (round + 1 == rounds) Sweep(walk);
     FillGradients(walk);
     CorrectCodebooks(walk);
   }
@@ -467,15 +467,17 @@ CoupledSolution CoupledDescent::SweepOnce(std::span<const uint8_t> codes,
 
 absl::StatusOr<std::vector<CoupledSolution>> CoupledDescent::Descend(
     std::span<const uint8_t> codes, std::span<const uint16_t> table,
-    std::span<const double> shrinkages) {
+    std::span<const double> shrinkages, int rounds) {
   Start(codes, table);
   std::vector<CoupledSolution> solutions(shrinkages.size());
   const auto count = static_cast<int64_t>(shrinkages.size());
-  if (rows_ * columns_ < kLargeLinear) {
-    context_.pool->ParallelFor(
-        count, [&](int64_t i, int worker) { solutions[i] = DescendOne(shrinkages[i], worker); });
+  if (rows_ * columns_ < kLargeLinear && count > 1) {
+    context_.pool->ParallelFor(count, [&](int64_t i, int worker) {
+      solutions[i] = DescendOne(shrinkages[i], rounds, worker);
+    });
   } else {
-    for (int64_t i = 0; i < count; ++i) solutions[i] = DescendOne(shrinkages[i], kWholePool);
+    for (int64_t i = 0; i < count; ++i)
+      solutions[i] = DescendOne(shrinkages[i], rounds, kWholePool);
   }
   if (Cancelled()) return absl::CancelledError("solve cancelled");
   return solutions;

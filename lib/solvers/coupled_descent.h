@@ -40,10 +40,11 @@ class CoupledDescent {
                  const SolveContext& context);
   ~CoupledDescent();
 
-  // One solution per shrinkage, each below 1. CANCELLED.
+  // One solution per shrinkage, each below 1, after `rounds` rounds. CANCELLED.
   absl::StatusOr<std::vector<CoupledSolution>> Descend(std::span<const uint8_t> codes,
                                                        std::span<const uint16_t> table,
-                                                       std::span<const double> shrinkages);
+                                                       std::span<const double> shrinkages,
+                                                       int rounds);
 
   // One sweep alone, codebooks as they are: what its oracle in the tests is held against.
   CoupledSolution SweepOnce(std::span<const uint8_t> codes, std::span<const uint16_t> table,
@@ -80,7 +81,7 @@ class CoupledDescent {
 
   void Start(std::span<const uint8_t> codes, std::span<const uint16_t> table);
   void Begin(double shrinkage, Walk* walk) const;
-  CoupledSolution DescendOne(double shrinkage, int worker);
+  CoupledSolution DescendOne(double shrinkage, int rounds, int worker);
   // Steps; each leaves codes, error, product and own agreeing with each other.
   void Multiply(Walk& walk) const;
   void FillGradients(Walk& walk) const;

@@ -254,9 +254,10 @@ absl::StatusOr<std::vector<SolvedLinear>> TaskRunner::Solve(const Attempt& attem
     return absl::InvalidArgumentError(StrCat("round of the statistics not in the plan: ", source));
   }
   GRADQ_ASSIGN_OR_RETURN(
-      const SolveRecipe recipe,
+      SolveRecipe recipe,
       SolveRecipeOf(lease.job(),
                     source < 0 ? round.sequences : lease.job().plan().rounds(source).sequences()));
+  if (round.pilot) recipe.recipe = PilotOf(std::move(recipe.recipe));
   const BaseWeights weights(files_.checkpoint());
   if (round.solve == RoundSolve::kDetach) {
     GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<const QuantizedLinear> quantized,

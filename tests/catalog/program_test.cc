@@ -52,16 +52,25 @@ TEST(Program, CoupledHoldsWindowsOutAndChooses) {
   Recipe recipe;
   recipe.objective = Objective::kCoupled;
   const auto rounds = *MakeProgram(Resolved(recipe), 64);
-  ASSERT_EQ(rounds.size(), 2u);
-  EXPECT_EQ(rounds[0].sequences, 60);
-  EXPECT_EQ(rounds[1].first_sequence, 60);
-  EXPECT_EQ(rounds[1].sequences, 4);
+  ASSERT_EQ(rounds.size(), 3u);
+  EXPECT_TRUE(rounds[0].pilot);
+  EXPECT_EQ(rounds[0].sequences, 48);
+  EXPECT_EQ(rounds[1].first_sequence, 48);
+  EXPECT_EQ(rounds[1].sequences, 16);
   EXPECT_EQ(rounds[1].nodes.size(), static_cast<size_t>(rounds[0].variants));
   EXPECT_FALSE(rounds[1].backward);
-  EXPECT_EQ(FinalRound(rounds), 0);
+  // The chosen one has all windows again.
+  EXPECT_FALSE(rounds[2].pilot);
+  EXPECT_EQ(rounds[2].sequences, 64);
+  EXPECT_EQ(rounds[2].variants, 1);
+  EXPECT_EQ(rounds[2].statistics_round, 2);
+  EXPECT_EQ(FinalRound(rounds), 2);
   EXPECT_EQ(VariantDecisionOf(rounds, 0), 1);
-  EXPECT_THAT(std::string(MakeProgram(Resolved(recipe), 4).status().message()),
-              AllOf(HasSubstr("held out"), HasSubstr("4")));
+  EXPECT_EQ(VariantDecisionOf(rounds, 2), -1);
+  // At most half of the windows.
+  EXPECT_EQ((*MakeProgram(Resolved(recipe), 6))[1].sequences, 3);
+  EXPECT_THAT(std::string(MakeProgram(Resolved(recipe), 1).status().message()),
+              HasSubstr("hold one out for the shrinkage: 1"));
 }
 
 TEST(Program, PqiRequantizesThenDetaches) {

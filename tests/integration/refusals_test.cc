@@ -156,7 +156,7 @@ TEST_F(Refusals, MixedWidthsAndCoupling) {
   ExpectRefused({"--average-bits", "9"}, 1, {"9", "reaches"});
   ExpectRefused({"--average-bits", "-1"}, 2, {"-1"});
   ExpectRefused({"--average-bits", "3", "--bits", "3"}, 2, {"--average-bits", "--bits"});
-  ExpectRefused({"--objective", "coupled"}, 1, {"held out", "8", "4"});
+  ExpectRefused({"--objective", "coupled", "--sequences", "1"}, 1, {"hold one out", "1"});
   ExpectRefused({"--objective", "coupled", "--method", "rtn"}, 1, {"coupled", "rtn"});
 }
 

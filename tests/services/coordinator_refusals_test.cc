@@ -183,8 +183,10 @@ TEST_F(CoordinatorRefusals, WhatTheCoupledObjectiveNeeds) {
       if (!option.empty()) (*spec.mutable_recipe()->mutable_options())[option] = value;
     };
   };
-  // Eight windows would be held out, four are there.
-  Refused(kInvalid, "held out to choose the shrinkage: 8, 4", coupled("", ""));
+  Refused(kInvalid, "hold one out for the shrinkage: 1", [&](v1::JobSpec& spec) {
+    coupled("", "")(spec);
+    spec.set_sequences(1);
+  });
   Refused(kInvalid, "--solver best", coupled("solver", "published"));
   Refused(kInvalid, "shrinkage", coupled("shrinkage", "2"));
   Refused(kInvalid, "lnq only: rtn", [&](v1::JobSpec& spec) {

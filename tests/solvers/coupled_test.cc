@@ -275,7 +275,7 @@ TEST_P(CoupledTest, DescentLowersTheObjectiveAndReportsIt) {
       CoupledDescent descent(*model, problem.weight.const_data_ptr<float>(),
                              apart ? problem.apart.data() : nullptr, 4, context);
       const std::vector<double> shrinkages = {0.8, 0.3};
-      const auto solutions = descent.Descend(start.codes, start.table, shrinkages);
+      const auto solutions = descent.Descend(start.codes, start.table, shrinkages, 2);
       ASSERT_TRUE(solutions.ok());
       if (threads == 1) first = *solutions;
       for (size_t i = 0; i < shrinkages.size(); ++i) {

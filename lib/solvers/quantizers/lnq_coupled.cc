@@ -12,6 +12,9 @@
 namespace gradq {
 namespace {
 
+// Of a full descent; more pay little (docs/coupled.md). Never more than LNQ's iterations.
+constexpr int kRounds = 2;
+
 void Record(double shrinkage, const CoupledSolution* solution, QuantizedLinear* linear) {
   linear->record.numbers["shrinkage"] = shrinkage;
   if (solution == nullptr) return;
@@ -43,8 +46,8 @@ absl::StatusOr<std::vector<QuantizedLinear>> SolveLnqShrinkages(const LayerProbl
                            context);
     const std::vector<uint8_t> codes =
         UnpackCodes(start.packed, model->rows, model->columns, problem.bits);
-    absl::StatusOr<std::vector<CoupledSolution>> descended =
-        descent.Descend(codes, start.lut, coupled);
+    absl::StatusOr<std::vector<CoupledSolution>> descended = descent.Descend(
+        codes, start.lut, coupled, std::min(kRounds, OptionInt(problem.options, "iterations")));
     if (!descended.ok()) {
       return absl::Status(descended.status().code(),
                           StrCat(problem.name, ": ", descended.status().message()));
