@@ -220,7 +220,13 @@ constexpr char kHeader[] =
     "lines of one kind compare. Predicted and measured are the\nloss increase in nats per token, "
     "predicted on the calibration text by the Fisher blocks, measured on the\nvalidation text. "
     "Seconds are the job's without its validation, on whatever machine ran it. In a name with\n"
-    "`+`, what follows is the outlier policy.\n\n";
+    "`+`, what follows is the outlier policy.\n\n"
+    "The last step of ReQuant detaches single weights, and it suits k-means, whose errors know "
+    "nothing of each\nother. LNQ and GPTQ choose the errors of a row so that they compensate; "
+    "freeing one weight takes its part of\nthat away. On docs-llama-6m at 2 bits the calibration "
+    "loss above the original's goes 0.608, 0.431, 0.354 with\nsqueezellm (quantized, requantized, "
+    "detached once) and 0.169, 0.135, 0.207 with lnq guided. For these\n"
+    "`--outlier-detach-fraction 0` leaves the step out.\n\n";
 
 absl::StatusOr<bool> Run(const Flags& flags) {
   std::string page = kHeader;

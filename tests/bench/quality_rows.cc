@@ -91,6 +91,8 @@ class Comparisons {
       Perplexity("squeezellm + pqi (requant)", "squeezellm + squeezellm", width, 1);
     for (const char* width : {"2", "3", "4"})
       Perplexity("lnq guided + pqi (requant)", "lnq guided + squeezellm", width, 1);
+    for (const char* width : {"2", "3", "4"})
+      Perplexity("lnq guided + pqi, nothing detached", "lnq guided + squeezellm", width, 1);
     Mixed("2", "3");
     Mixed("3", "4");
     PathChecks();
@@ -130,6 +132,8 @@ std::span<const QualityMethod> QualityMethods() {
         {"lnq guided + gwq", {"--method", "lnq", "--outliers", "gwq"}},
         {"lnq guided + squeezellm", {"--method", "lnq", "--outliers", "squeezellm"}},
         {"lnq guided + pqi (requant)", {"--method", "lnq", "--outliers", "pqi"}},
+        {"lnq guided + pqi, nothing detached",
+         {"--method", "lnq", "--outliers", "pqi", "--outlier-detach-fraction", "0"}},
         {"lnq coupled", {"--method", "lnq", "--objective", "coupled"}},
         {"lnq coupled + gwq", {"--method", "lnq", "--objective", "coupled", "--outliers", "gwq"}},
         {"lnq coupled + squeezellm",
