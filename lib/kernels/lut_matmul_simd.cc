@@ -321,13 +321,15 @@ HWY_INLINE void DecodeRows(const LutMatrix& matrix, int64_t first, Sink& sink) {
   DecodeTail<kBits, kRows>(tables, rows, matrix.blocked_columns(), matrix.in_features(), sink);
 }
 
-template <int kBits, int kRows, int kBatch>
+// kSparse: with outliers. Apart, so that without them no code that indexes the sums keeps them out
+// of registers.
+template <int kBits, int kRows, int kBatch, bool kSparse>
 HWY_INLINE void DotTile(const LutMatrix& matrix, int64_t first, const float* x, int64_t x_stride,
                         float* y) {
   DotSink<kRows, kBatch> sink(x, x_stride);
-  if (!matrix.sparse().empty()) PrefetchSparse(matrix.sparse(), first, kRows);
+  if constexpr (kSparse) PrefetchSparse(matrix.sparse(), first, kRows);
   DecodeRows<kBits, kRows>(matrix, first, sink);
-  if (!matrix.sparse().empty()) {
+  if constexpr (kSparse) {
     for (int r = 0; r < kRows; ++r) sink.AddSparse(matrix.sparse(), first + r, r);
   }
   for (int r = 0; r < kRows; ++r) {
@@ -335,27 +337,39 @@ HWY_INLINE void DotTile(const LutMatrix& matrix, int64_t first, const float* x, 
   }
 }
 
-template <int kBits, int kBatch>
+template <int kBits, int kBatch, bool kSparse>
 HWY_INLINE void DotRows(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x,
                         int64_t x_stride, float* y) {
   // A batch has registers for one row only; tables of 5 and more bits lie in memory.
   constexpr int kRows = kBatch == 1 && kBits <= 4 ? kRowsTogether : 1;
   PrefetchFirst(matrix, begin, PrefetchDistance(matrix, kRows));
   int64_t r = begin;
-  for (; r + kRows <= end; r += kRows) DotTile<kBits, kRows, kBatch>(matrix, r, x, x_stride, y);
-  for (; r < end; ++r) DotTile<kBits, 1, kBatch>(matrix, r, x, x_stride, y);
+  for (; r + kRows <= end; r += kRows)
+    DotTile<kBits, kRows, kBatch, kSparse>(matrix, r, x, x_stride, y);
+  for (; r < end; ++r) DotTile<kBits, 1, kBatch, kSparse>(matrix, r, x, x_stride, y);
+}
+
+template <int kBits, bool kSparse>
+void DotBatch(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t x_stride,
+              int64_t batch, float* y) {
+  const int64_t y_stride = matrix.out_features();
+  int64_t b = 0;
+  for (; b + kGroup <= batch; b += kGroup) {
+    DotRows<kBits, kGroup, kSparse>(matrix, begin, end, x + b * x_stride, x_stride,
+                                    y + b * y_stride);
+  }
+  for (; b < batch; ++b) {
+    DotRows<kBits, 1, kSparse>(matrix, begin, end, x + b * x_stride, x_stride, y + b * y_stride);
+  }
 }
 
 template <int kBits>
 void Dot(const LutMatrix& matrix, int64_t begin, int64_t end, const float* x, int64_t x_stride,
          int64_t batch, float* y) {
-  const int64_t y_stride = matrix.out_features();
-  int64_t b = 0;
-  for (; b + kGroup <= batch; b += kGroup) {
-    DotRows<kBits, kGroup>(matrix, begin, end, x + b * x_stride, x_stride, y + b * y_stride);
-  }
-  for (; b < batch; ++b) {
-    DotRows<kBits, 1>(matrix, begin, end, x + b * x_stride, x_stride, y + b * y_stride);
+  if (matrix.sparse().empty()) {
+    DotBatch<kBits, false>(matrix, begin, end, x, x_stride, batch, y);
+  } else {
+    DotBatch<kBits, true>(matrix, begin, end, x, x_stride, batch, y);
   }
 }
 
