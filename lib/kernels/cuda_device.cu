@@ -5,19 +5,10 @@
 #include "absl/status/status.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/kernels/cuda/cuda_status.cuh"
 
 namespace gradq::kernels {
 namespace {
-
-absl::Status FromCuda(cudaError_t error, const char* action) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  // The runtime keeps the last error of a thread; taking it keeps later launches from reporting
-  // ours.
-  cudaGetLastError();
-  const std::string message = StrCat(action, ": ", cudaGetErrorString(error));
-  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
-  return absl::UnavailableError(message);
-}
 
 // QueryCudaDevice must not change which device the calling thread works on.
 class DeviceScope {
