@@ -22,4 +22,10 @@ absl::Status TileDequantizeCuda(const TileView&, int64_t, int64_t, FloatType, vo
   return NoCuda();
 }
 
+absl::Status EmbedTokenCuda(const EmbedTokenArgs&, void*) { return NoCuda(); }
+absl::Status AddRmsNormCuda(const AddRmsNormArgs&, void*) { return NoCuda(); }
+absl::Status RotaryAppendCuda(const RotaryAppendArgs&, void*) { return NoCuda(); }
+absl::Status TokenAttentionCuda(const TokenAttentionArgs&, void*) { return NoCuda(); }
+absl::Status SwigluVectorCuda(const SwigluArgs&, void*) { return NoCuda(); }
+
 }  // namespace gradq::kernels
