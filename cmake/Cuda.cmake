@@ -19,7 +19,7 @@ add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=-Wall,-Wextra,-
 add_library(gradq_import_cudart SHARED IMPORTED)
 set_target_properties(gradq_import_cudart PROPERTIES
   IMPORTED_LOCATION ${cuda_folder}/lib/libcudart.so.13
-  INTERFACE_SYSTEM_INCLUDE_DIRECTORIES ${cuda_folder}/include)
+  INTERFACE_INCLUDE_DIRECTORIES ${cuda_folder}/include)
 
 # ATen finds its CUDA kernels by static initialisers of libtorch_cuda, which nothing refers to by name. The libraries it needs
 # itself (cuBLAS, cuDNN, NCCL ...) are on machines with a GPU only.
@@ -27,5 +27,5 @@ foreach(lib c10_cuda torch_cuda)
   add_library(gradq_import_${lib} SHARED IMPORTED)
   set_target_properties(gradq_import_${lib} PROPERTIES IMPORTED_LOCATION ${TORCH_DIR}/lib/lib${lib}.so)
 endforeach()
-target_link_libraries(gradq_torch INTERFACE gradq_import_torch_cuda gradq_import_c10_cuda)
+target_link_libraries(gradq_torch INTERFACE gradq_import_torch_cuda gradq_import_c10_cuda gradq_import_cudart)
 target_link_options(gradq_torch INTERFACE -Wl,--no-as-needed -Wl,--allow-shlib-undefined)
