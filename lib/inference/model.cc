@@ -81,11 +81,21 @@ absl::StatusOr<TransformerModel::Parts> LoadPacked(const Artifact& artifact, at:
   GRADQ_ASSIGN_OR_RETURN(
       TransformerModel::Parts parts,
       LoadParts(artifact.dense(), artifact.geometry(), device, /*with_linears=*/false));
-  auto linears = std::make_unique<PackedLinearOp>(*parts.blocks, device, pool);
-  for (const LinearShape& shape : LinearsOf(artifact.geometry())) {
-    GRADQ_ASSIGN_OR_RETURN(const QuantizedLinear linear, artifact.ReadLinear(shape.name));
-    GRADQ_RETURN_IF_ERROR(Validate(linear));
-    linears->Set(shape.block, shape.kind, linear);
+  auto linears = std::make_unique<PackedLinearOp>(
+      *parts.blocks, FormOf(device, parts.embedding.scalar_type()), device, pool);
+  static constexpr LinearKind kO[] = {LinearKind::kO}, kDown[] = {LinearKind::kDown};
+  static constexpr std::span<const LinearKind> kGroups[] = {kQkv, kO, kGateUp, kDown};
+  for (int block = 0; block < artifact.geometry().blocks; ++block) {
+    for (const std::span<const LinearKind> kinds : kGroups) {
+      std::vector<QuantizedLinear> read;
+      for (const LinearKind kind : kinds) {
+        GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear,
+                               artifact.ReadLinear(LinearName(block, kind)));
+        GRADQ_RETURN_IF_ERROR(Validate(linear));
+        read.push_back(std::move(linear));
+      }
+      linears->Set(block, kinds, read);
+    }
   }
   parts.quantized = true;
   parts.linear_bytes = linears->bytes();

@@ -13,4 +13,8 @@ namespace gradq {
 // INTERNAL, without backtrace. `what` names the work in the message.
 absl::Status TorchStatus(std::string_view what, absl::FunctionRef<absl::Status()> body);
 
+// Throws unless `status` is OK; TorchStatus gives back the status. For errors of our own kernels
+// below functions that return tensors.
+void ThrowIfError(const absl::Status& status);
+
 }  // namespace gradq

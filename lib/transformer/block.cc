@@ -91,6 +91,13 @@ at::Tensor CausalAttention::Attend(int /*block*/, const at::Tensor& q, const at:
                                                       /*is_causal=*/!windowed, std::nullopt, false);
 }
 
+std::vector<at::Tensor> LinearOp::ApplyTogether(int block, std::span<const LinearKind> kinds,
+                                                const at::Tensor& x) {
+  std::vector<at::Tensor> results;
+  for (const LinearKind kind : kinds) results.push_back(Apply(block, kind, x));
+  return results;
+}
+
 at::Tensor DenseLinearOp::Apply(int block, LinearKind kind, const at::Tensor& x) {
   const BlockWeights& weights = weights_[block - first_block_];
   const int i = static_cast<int>(kind);
@@ -106,12 +113,13 @@ at::Tensor RunBlock(const ModelGeometry& geometry, const BlockWeights& weights,
   const int64_t tokens = x.size(1);
   GRADQ_CHECK(attention.position() + tokens <= rotary.cos.size(0));
   const at::Tensor normed = RmsNorm(x, weights.input_norm, geometry.rms_norm_eps);
-  const auto project = [&](LinearKind kind, int64_t heads) {
-    return linears.Apply(block, kind, normed).view({x.size(0), tokens, heads, geometry.head_dim});
+  const std::vector<at::Tensor> projected = linears.ApplyTogether(block, kQkv, normed);
+  const auto split = [&](const at::Tensor& flat, int64_t heads) {
+    return flat.view({x.size(0), tokens, heads, geometry.head_dim});
   };
-  at::Tensor q = project(LinearKind::kQ, geometry.heads);
-  at::Tensor k = project(LinearKind::kK, geometry.kv_heads);
-  const at::Tensor v = project(LinearKind::kV, geometry.kv_heads);
+  at::Tensor q = split(projected[0], geometry.heads);
+  at::Tensor k = split(projected[1], geometry.kv_heads);
+  const at::Tensor v = split(projected[2], geometry.kv_heads);
   if (weights.q_norm.defined()) {
     q = RmsNorm(q, weights.q_norm, geometry.rms_norm_eps);
     k = RmsNorm(k, weights.k_norm, geometry.rms_norm_eps);
@@ -127,9 +135,8 @@ at::Tensor RunBlock(const ModelGeometry& geometry, const BlockWeights& weights,
   const at::Tensor middle = x.add(linears.Apply(block, LinearKind::kO, mixed).to(x.scalar_type()));
 
   const at::Tensor inner = RmsNorm(middle, weights.post_norm, geometry.rms_norm_eps);
-  const at::Tensor gate = linears.Apply(block, LinearKind::kGate, inner);
-  const at::Tensor up = linears.Apply(block, LinearKind::kUp, inner);
-  const at::Tensor activated = Swiglu(gate, up);
+  const std::vector<at::Tensor> halves = linears.ApplyTogether(block, kGateUp, inner);
+  const at::Tensor activated = Swiglu(halves[0], halves[1]);
   return middle.add(linears.Apply(block, LinearKind::kDown, activated).to(x.scalar_type()));
 }
 

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -33,7 +34,15 @@ class LinearOp {
  public:
   virtual ~LinearOp() = default;
   virtual at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) = 0;
+  // Linears that read the same x, results in the order of `kinds`. By itself one Apply after the
+  // other; an implementation may multiply them at once, the results are then views of one tensor.
+  virtual std::vector<at::Tensor> ApplyTogether(int block, std::span<const LinearKind> kinds,
+                                                const at::Tensor& x);
 };
+
+// Linears of a block that read the same input.
+inline constexpr LinearKind kQkv[] = {LinearKind::kQ, LinearKind::kK, LinearKind::kV};
+inline constexpr LinearKind kGateUp[] = {LinearKind::kGate, LinearKind::kUp};
 
 // How queries meet keys and values. q [sequences, heads, tokens, head_dim], k and v [sequences,
 // kv_heads, tokens, head_dim], rotary applied. Result [sequences, heads, tokens, head_dim].
