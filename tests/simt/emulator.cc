@@ -24,9 +24,12 @@ constexpr char kGuard = 0x5a;
 constexpr int kPoison = 0xff;
 
 enum class State { kReady, kInSync, kInWarpCall, kDone };
-enum class WarpCall { kNone, kMma, kShuffle };
+enum class WarpCall { kNone, kMma, kShuffle, kSync };
 
-const char* Name(WarpCall call) { return call == WarpCall::kMma ? "Mma" : "ShuffleXor"; }
+const char* Name(WarpCall call) {
+  if (call == WarpCall::kMma) return "Mma";
+  return call == WarpCall::kShuffle ? "ShuffleXor" : "SyncWarp";
+}
 
 struct AsyncCopy {
   char* to;
@@ -84,6 +87,7 @@ class EmulatedBlock {
 
   // Called on the fiber of `thread`.
   void Sync(int thread);
+  void SyncWarp(int thread) { Arrive(thread, WarpCall::kSync); }
   void Shuffle(int thread, float* value, int mask);
   void Mma(int thread, const MmaLane& operands);
   Words4 LoadVector(int thread, const char* call, const Words4* from, bool streaming);
@@ -228,7 +232,7 @@ void EmulatedBlock::OpenBarrier() {
 std::string EmulatedBlock::Waiting() const {
   int returned = 0;
   int in_sync = 0;
-  int in_call[3] = {};
+  int in_call[4] = {};
   for (int i = 0; i < shape_.threads; ++i) {
     returned += threads_[i].state == State::kDone;
     in_sync += threads_[i].state == State::kInSync;
@@ -237,7 +241,7 @@ std::string EmulatedBlock::Waiting() const {
     }
   }
   std::string text = StrCat(in_sync, " wait in Sync, ", returned, " have returned");
-  for (const WarpCall call : {WarpCall::kMma, WarpCall::kShuffle}) {
+  for (const WarpCall call : {WarpCall::kMma, WarpCall::kShuffle, WarpCall::kSync}) {
     const int count = in_call[static_cast<int>(call)];
     if (count > 0) text += StrCat(", ", count, " wait for the rest of their warp in ", Name(call));
   }
@@ -287,7 +291,7 @@ void EmulatedBlock::Arrive(int thread, WarpCall call) {
 void EmulatedBlock::Complete(Warp* warp) {
   if (warp->call == WarpCall::kMma) {
     MultiplyAccumulate(warp->mma);
-  } else {
+  } else if (warp->call == WarpCall::kShuffle) {
     float values[kWarpLanes];
     for (int lane = 0; lane < kWarpLanes; ++lane) values[lane] = *warp->shuffled[lane];
     for (int lane = 0; lane < kWarpLanes; ++lane) {
@@ -372,6 +376,7 @@ int64_t EmulatedSimt::block_x() const { return block_->x(); }
 int64_t EmulatedSimt::block_y() const { return block_->y(); }
 char* EmulatedSimt::shared() const { return block_->shared(); }
 void EmulatedSimt::Sync() const { block_->Sync(thread_); }
+void EmulatedSimt::SyncWarp() const { block_->SyncWarp(thread_); }
 float EmulatedSimt::ShuffleXor(float value, int mask) const {
   block_->Shuffle(thread_, &value, mask);
   return value;

@@ -166,6 +166,29 @@ TEST(Emulator, CopiesWithoutAWaitDoNotLand) {
   for (const float sum : StagedSums<false>(0, 5)) EXPECT_TRUE(std::isnan(sum));
 }
 
+// Lanes pass a number on to the next lane of their warp by way of shared memory.
+template <bool kWithSync>
+bool LanesPassOn(uint32_t seed) {
+  bool right = true;
+  const absl::Status status =
+      RunGrid({.threads = 64, .shared_bytes = 256}, seed, [&](const EmulatedSimt& s) {
+        auto* slots = reinterpret_cast<int*>(s.shared());
+        slots[s.thread()] = s.thread();
+        if (kWithSync) s.SyncWarp();
+        const int next = s.thread() ^ 1;
+        right = right && slots[next] == next;
+      });
+  EXPECT_TRUE(status.ok()) << status;
+  return right;
+}
+
+TEST(Emulator, SyncWarpOrdersLanes) {
+  for (const uint32_t seed : kEmulatorSeeds) {
+    EXPECT_TRUE(LanesPassOn<true>(seed)) << seed;
+    EXPECT_FALSE(LanesPassOn<false>(seed)) << seed;
+  }
+}
+
 TEST(Emulator, AnInvalidCopyWritesZerosAndReadsNothing) {
   float value = -1;
   const absl::Status status = RunGrid({.shared_bytes = 16}, 0, [&](const EmulatedSimt& s) {

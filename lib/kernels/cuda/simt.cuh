@@ -10,6 +10,7 @@
 //   int64_t block_x() const, block_y() const        of the grid
 //   char* shared() const                            the block's dynamic shared memory, 16-aligned
 //   void Sync() const                               __syncthreads [block]
+//   void SyncWarp() const                           __syncwarp [warp]
 //   float ShuffleXor(float value, int mask) const   from lane ^ mask, all 32 lanes [warp]
 //   void Mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) const
 //        mma.m16n8k16 row.col, fp16 operands, fp32 sums, c += a · b [warp]

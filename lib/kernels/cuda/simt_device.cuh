@@ -21,6 +21,7 @@ class DeviceSimt {
     return gradq_shared;
   }
   __device__ __forceinline__ void Sync() const { __syncthreads(); }
+  __device__ __forceinline__ void SyncWarp() const { __syncwarp(); }
   __device__ __forceinline__ float ShuffleXor(float value, int mask) const {
     return __shfl_xor_sync(0xffffffff, value, mask);
   }
