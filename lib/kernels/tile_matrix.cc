@@ -129,7 +129,17 @@ void ForTileOutliers(const SparseRows& sparse, const TileView& sizes, int64_t ti
   }
 }
 
-// Arrays `outlier_begin` and `outliers` of TileView.
+// Sorts the entries of one tile and run by (window, row, column), and adds up the entries per
+// window in `counts`.
+void SortByWindow(uint32_t* entries, uint32_t count, uint32_t* counts) {
+  const auto key = [](uint32_t entry) {
+    return (entry & 0xfff) / kWindowColumns << 16 | (entry & 0xffff);
+  };
+  std::sort(entries, entries + count, [&](uint32_t a, uint32_t b) { return key(a) < key(b); });
+  for (uint32_t i = 0; i < count; ++i) ++counts[(entries[i] & 0xfff) / kWindowColumns];
+}
+
+// Arrays `outlier_begin` (with what is behind it) and `outliers` of TileView.
 void PackOutliers(const SparseRows& sparse, const TileView& sizes, ThreadPool* pool,
                   std::vector<uint32_t>* begin, std::vector<uint32_t>* outliers) {
   std::vector<uint32_t> counts(sizes.row_tiles * sizes.runs);
@@ -138,12 +148,16 @@ void PackOutliers(const SparseRows& sparse, const TileView& sizes, ThreadPool* p
       ++counts[tile * sizes.runs + column / kOutlierRun];
     });
   });
-  begin->assign(counts.size() + 1, 0);
+  const int64_t windows = WindowsOf(sizes);
+  const int64_t lists = std::ssize(counts);
+  begin->assign(lists + 1 + sizes.row_tiles * windows + 1, 0);
   for (size_t i = 0; i < counts.size(); ++i) {
     (*begin)[i + 1] =
         (*begin)[i] + (counts[i] + uint32_t{kOutlierGroup} - 1) / uint32_t{kOutlierGroup};
   }
-  outliers->assign(int64_t{begin->back()} * kOutlierGroup, 0);
+  outliers->assign(int64_t{(*begin)[lists]} * kOutlierGroup, 0);
+  uint32_t* starts = begin->data() + lists + 1;
+  starts[sizes.row_tiles * windows] = static_cast<uint32_t>(outliers->size());
   ForEach(pool, sizes.row_tiles, [&](int64_t tile) {
     std::vector<uint32_t> filled(sizes.runs);
     ForTileOutliers(sparse, sizes, tile, [&](int64_t r, int64_t column, uint16_t value) {
@@ -152,6 +166,16 @@ void PackOutliers(const SparseRows& sparse, const TileView& sizes, ThreadPool* p
       (*outliers)[at] = static_cast<uint32_t>(column % kOutlierRun) |
                         static_cast<uint32_t>(r) << 12 | static_cast<uint32_t>(value) << 16;
     });
+    constexpr int64_t kRunWindows = kOutlierRun / kWindowColumns;
+    for (int64_t run = 0; run < sizes.runs; ++run) {
+      uint32_t at = (*begin)[tile * sizes.runs + run] * kOutlierGroup;
+      uint32_t in_window[kRunWindows] = {};
+      SortByWindow(outliers->data() + at, filled[run], in_window);
+      for (int64_t w = run * kRunWindows; w < std::min(windows, (run + 1) * kRunWindows); ++w) {
+        starts[tile * windows + w] = at;
+        at += in_window[w % kRunWindows];
+      }
+    }
   });
 }
 
@@ -242,7 +266,9 @@ int64_t TileMatrixBytes(TileEncoding encoding, int bits, int64_t out_features, i
                               : rows * CeilDiv(in_features, group_size) * int64_t{sizeof(uint32_t)};
   if (outliers == 0) return codes + numbers;
   const int64_t lists = sizes.row_tiles * sizes.runs;
-  const int64_t words = lists + 1 + outliers + (kOutlierGroup - 1) * std::min(outliers, lists);
+  const int64_t starts = sizes.row_tiles * WindowsOf(sizes) + 1;
+  const int64_t words =
+      lists + 1 + starts + outliers + (kOutlierGroup - 1) * std::min(outliers, lists);
   return codes + numbers + words * int64_t{sizeof(uint32_t)};
 }
 

@@ -121,13 +121,15 @@ TEST_P(TileMatrixTest, OutliersAreCompleteAndInOrder) {
       ASSERT_EQ(view.outlier_begin, nullptr);
       return;
     }
-    ASSERT_EQ(std::ssize(problem.matrix.outlier_begin()), view.row_tiles * view.runs + 1);
-    ASSERT_EQ(problem.matrix.outlier_begin().front(), 0u);
-    ASSERT_EQ(int64_t{problem.matrix.outlier_begin().back()} * kOutlierGroup,
+    const int64_t lists = view.row_tiles * view.runs;
+    ASSERT_EQ(std::ssize(problem.matrix.outlier_begin()),
+              lists + 1 + view.row_tiles * WindowsOf(view) + 1);
+    ASSERT_EQ(view.outlier_begin[0], 0u);
+    ASSERT_EQ(int64_t{view.outlier_begin[lists]} * kOutlierGroup,
               std::ssize(problem.matrix.outliers()));
     std::vector<std::tuple<int64_t, int64_t, uint16_t>> found;
-    for (int64_t list = 0; list < view.row_tiles * view.runs; ++list) {
-      std::tuple<int64_t, int64_t> last = {-1, -1};
+    for (int64_t list = 0; list < lists; ++list) {
+      std::tuple<int64_t, int64_t, int64_t> last = {-1, -1, -1};
       bool padding = false;
       int64_t left = int64_t{view.outlier_begin[list + 1] - view.outlier_begin[list]} * 16;
       const uint32_t* entry = view.outliers + int64_t{view.outlier_begin[list]} * 16;
@@ -140,8 +142,9 @@ TEST_P(TileMatrixTest, OutliersAreCompleteAndInOrder) {
         }
         const int64_t row = *entry >> 12 & 15;
         const int64_t column = *entry & 0xfff;
-        ASSERT_LT(last, std::make_tuple(row, column));
-        last = {row, column};
+        const auto now = std::make_tuple(column / kWindowColumns, row, column);
+        ASSERT_LT(last, now);
+        last = now;
         found.emplace_back(list / view.runs * 16 + row, list % view.runs * 4096 + column,
                            *entry >> 16);
       }
@@ -153,6 +156,34 @@ TEST_P(TileMatrixTest, OutliersAreCompleteAndInOrder) {
       ASSERT_EQ(found[i], std::make_tuple(expected.row, expected.column, expected.value));
     }
     ASSERT_LE(o.in, view.runs * kOutlierRun);
+  });
+}
+
+TEST_P(TileMatrixTest, OutliersOfAWindow) {
+  ForProblems([](const TileProblemOptions& o, const TileProblem& problem) {
+    if (problem.outliers.empty()) return;
+    const TileView view = problem.matrix.view();
+    const uint32_t* starts = OutlierWindows(view);
+    const int64_t windows = WindowsOf(view);
+    std::vector<int64_t> counts(view.row_tiles * windows);
+    for (const TileOutlier& outlier : problem.outliers)
+      ++counts[outlier.row / kTileRows * windows + outlier.column / kWindowColumns];
+    ASSERT_EQ(starts[0], 0u);
+    ASSERT_EQ(starts[counts.size()], problem.matrix.outliers().size());
+    for (int64_t i = 0; i < std::ssize(counts); ++i) {
+      int64_t left = counts[i];
+      for (uint32_t at = starts[i]; at < starts[i + 1]; ++at) {
+        const uint32_t entry = view.outliers[at];
+        if (left-- <= 0) {
+          ASSERT_EQ(entry, 0u) << "padding behind the entries of window " << i;
+          continue;
+        }
+        const int64_t column = i % windows * kWindowColumns;
+        ASSERT_EQ((entry & 0xfff) / kWindowColumns, column % kOutlierRun / kWindowColumns);
+      }
+      ASSERT_LE(left, 0) << "window " << i;
+    }
+    ASSERT_EQ(o.in, view.in_features);
   });
 }
 

@@ -99,10 +99,23 @@ struct TileView {
   // Outliers, in groups of 16: entry = column within the run (12 bits), row within the tile << 12,
   // fp16 value << 16; what is left of a group is 0 (adds +0 · x[first column of the run]). Groups
   // outlier_begin[tile · runs + run] .. outlier_begin[tile · runs + run + 1] - 1 belong to columns
-  // run · 4096 .. of row tile `tile`, in order of (row, column). `outlier_begin` null: none.
+  // run · 4096 .. of row tile `tile`, in order of (column / 64, row, column). `outlier_begin` null:
+  // none. Behind its row_tiles · runs + 1 words: see OutlierWindows.
   const uint32_t* outlier_begin = nullptr;
   const uint32_t* outliers = nullptr;
   int64_t runs = 0;  // ceil(in / 4096)
 };
+
+// Columns in windows of 64, the last one partly filled.
+GRADQ_HOST_DEVICE constexpr int64_t WindowsOf(const TileView& view) {
+  return (view.in_features + kWindowColumns - 1) / kWindowColumns;
+}
+
+// Where the outliers of single windows lie, for kernels that add them to decoded weights: those of
+// window w of tile `tile` are entries starts[tile · windows + w] .. starts[tile · windows + w + 1]
+// - 1, among them what is left of a group (value 0). [row_tiles · windows + 1]
+GRADQ_HOST_DEVICE inline const uint32_t* OutlierWindows(const TileView& view) {
+  return view.outlier_begin + view.row_tiles * view.runs + 1;
+}
 
 }  // namespace gradq::kernels
