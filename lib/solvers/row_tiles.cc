@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "lib/base/strings.h"
 #include "lib/kernels/coordinate_descent.h"
 
 namespace gradq {
@@ -16,6 +17,13 @@ std::vector<RowRange> CutRows(const GroupPartition& groups) {
     }
   }
   return tiles;
+}
+
+absl::Status FirstError(const std::vector<absl::Status>& statuses, const std::string& name) {
+  for (const absl::Status& status : statuses) {
+    if (!status.ok()) return absl::Status(status.code(), StrCat(name, ": ", status.message()));
+  }
+  return absl::OkStatus();
 }
 
 double SumOfGroupMeans(const GroupPartition& groups, const std::vector<double>& forms) {

@@ -35,30 +35,23 @@ absl::StatusOr<QuantizedLinear> SolveGptq(const LayerProblem& problem,
       sweep.activation || OptionWord(problem.options, "static_groups") == "yes";
   std::vector<double> initial(rows), final(rows);
   const float* weight = problem.weight.const_data_ptr<float>();
-  const std::vector<RowRange> tasks = CutRows(problem.groups);
-  std::vector<std::unique_ptr<GptqTile>> tiles(context.pool->threads());
-  std::vector<absl::Status> statuses(tasks.size());
-  context.pool->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t index, int worker) {
-    const RowRange& task = tasks[index];
-    if (tiles[worker] == nullptr) tiles[worker] = std::make_unique<GptqTile>(columns, settings);
-    const int64_t at = task.first * columns, grid = task.first * grids;
-    const GptqRows part{
-        .rows = task.rows,
-        .weights = weight + at,
-        .apart = problem.apart.empty() ? nullptr : problem.apart.data() + at,
-        .codes = codes.data() + at,
-        .scale = linear.scale.data() + grid,
-        .zero_point = linear.zero_point.data() + grid,
-        .initial = initial.data() + task.first,
-        .final = final.data() + task.first,
-    };
-    statuses[index] =
-        tiles[worker]->Solve(groups[groups.size() == 1 ? 0 : task.group], context.cancelled, part);
-  });
-  for (const absl::Status& status : statuses) {
-    if (status.ok()) continue;
-    return absl::Status(status.code(), StrCat(problem.name, ": ", status.message()));
-  }
+  GRADQ_RETURN_IF_ERROR(SolveRowTiles<GptqTile>(
+      problem.groups, problem.name, context.pool,
+      [&] { return std::make_unique<GptqTile>(columns, settings); },
+      [&](GptqTile& tile, const RowRange& task) {
+        const int64_t at = task.first * columns, grid = task.first * grids;
+        const GptqRows part{
+            .rows = task.rows,
+            .weights = weight + at,
+            .apart = problem.apart.empty() ? nullptr : problem.apart.data() + at,
+            .codes = codes.data() + at,
+            .scale = linear.scale.data() + grid,
+            .zero_point = linear.zero_point.data() + grid,
+            .initial = initial.data() + task.first,
+            .final = final.data() + task.first,
+        };
+        return tile.Solve(groups[groups.size() == 1 ? 0 : task.group], context.cancelled, part);
+      }));
   for (const SweepGroup& group : groups) {
     linear.record.damping.insert(linear.record.damping.end(), group.damping.begin(),
                                  group.damping.end());

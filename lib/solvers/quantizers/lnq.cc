@@ -54,25 +54,19 @@ absl::StatusOr<QuantizedLinear> SolveUncoupledLnq(
   std::vector<uint8_t> codes(rows * columns);
   std::vector<double> initial(rows), final(rows);
   const float* weight = problem.weight.const_data_ptr<float>();
-  const std::vector<RowRange> tasks = CutRows(problem.groups);
-  std::vector<std::unique_ptr<LnqTile>> tiles(context.pool->threads());
-  std::vector<absl::Status> statuses(tasks.size());
-  context.pool->ParallelFor(static_cast<int64_t>(tasks.size()), [&](int64_t index, int worker) {
-    const RowRange& task = tasks[index];
-    if (tiles[worker] == nullptr) tiles[worker] = std::make_unique<LnqTile>(columns, settings);
-    const LnqOutput output{codes.data() + task.first * columns,
-                           linear.lut.data() + task.first * settings.levels,
-                           initial.data() + task.first, final.data() + task.first};
-    const uint8_t* apart =
-        problem.apart.empty() ? nullptr : problem.apart.data() + task.first * columns;
-    statuses[index] = tiles[worker]->Solve(*(*groups)[groups->size() == 1 ? 0 : task.group],
-                                           weight + task.first * columns, apart, task.rows,
-                                           context.cancelled, output);
-  });
-  for (const absl::Status& status : statuses) {
-    if (status.ok()) continue;
-    return absl::Status(status.code(), StrCat(problem.name, ": ", status.message()));
-  }
+  GRADQ_RETURN_IF_ERROR(SolveRowTiles<LnqTile>(
+      problem.groups, problem.name, context.pool,
+      [&] { return std::make_unique<LnqTile>(columns, settings); },
+      [&](LnqTile& tile, const RowRange& task) {
+        const LnqOutput output{codes.data() + task.first * columns,
+                               linear.lut.data() + task.first * settings.levels,
+                               initial.data() + task.first, final.data() + task.first};
+        const uint8_t* apart =
+            problem.apart.empty() ? nullptr : problem.apart.data() + task.first * columns;
+        return tile.Solve(*(*groups)[groups->size() == 1 ? 0 : task.group],
+                          weight + task.first * columns, apart, task.rows, context.cancelled,
+                          output);
+      }));
   linear.record.objective_initial = SumOfGroupMeans(problem.groups, initial);
   linear.record.objective_final = SumOfGroupMeans(problem.groups, final);
   linear.packed = PackCodes(codes, rows, columns, problem.bits);
