@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstring>
 #include <deque>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -90,6 +91,7 @@ class EmulatedBlock {
   void SyncWarp(int thread) { Arrive(thread, WarpCall::kSync); }
   void Shuffle(int thread, float* value, int mask);
   void Mma(int thread, const MmaLane& operands);
+  void SyncWarp(int thread) { Arrive(thread, WarpCall::kSync); }
   Words4 LoadVector(int thread, const char* call, const Words4* from, bool streaming);
   void Copy(int thread, void* to, const void* from, bool valid);
   void Commit(int thread);
@@ -376,6 +378,7 @@ int64_t EmulatedSimt::block_x() const { return block_->x(); }
 int64_t EmulatedSimt::block_y() const { return block_->y(); }
 char* EmulatedSimt::shared() const { return block_->shared(); }
 void EmulatedSimt::Sync() const { block_->Sync(thread_); }
+void EmulatedSimt::SyncWarp() const { block_->SyncWarp(thread_); }
 void EmulatedSimt::SyncWarp() const { block_->SyncWarp(thread_); }
 float EmulatedSimt::ShuffleXor(float value, int mask) const {
   block_->Shuffle(thread_, &value, mask);
