@@ -101,9 +101,12 @@ kernels::TileView ViewOfCopy(const kernels::TileView& matrix, const CopyLayout& 
 }
 
 int64_t ReadBytes(const kernels::TileMatrix& matrix, bool outliers) {
-  if (outliers) return matrix.bytes();
-  return matrix.bytes() -
-         static_cast<int64_t>(matrix.outlier_begin().size_bytes() + matrix.outliers().size_bytes());
+  const auto sparse =
+      static_cast<int64_t>(matrix.outlier_begin().size_bytes() + matrix.outliers().size_bytes());
+  if (!outliers || sparse == 0) return matrix.bytes() - sparse;
+  const kernels::TileView view = matrix.view();
+  const int64_t windows = view.row_tiles * kernels::WindowsOf(view) + 1;
+  return matrix.bytes() - windows * static_cast<int64_t>(sizeof(uint32_t));
 }
 
 }  // namespace gradq

@@ -56,8 +56,8 @@ std::vector<char> CopyBytes(const kernels::TileMatrix& matrix, const CopyLayout&
 kernels::TileView ViewOfCopy(const kernels::TileView& matrix, const CopyLayout& layout,
                              const char* base, bool outliers);
 
-// What a product has to read of a matrix: TileMatrix::bytes(), less the outliers where they are
-// left out.
+// What a product has to read of a matrix: TileMatrix::bytes() without where the outliers of single
+// windows begin, which decoding alone needs, and without the outliers where they are left out.
 int64_t ReadBytes(const kernels::TileMatrix& matrix, bool outliers);
 
 }  // namespace gradq

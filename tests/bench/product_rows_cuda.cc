@@ -109,9 +109,9 @@ std::string TableLine(const ProductRow& row, const BenchConditions& conditions) 
       bits, row.outlier_percent, row.batch, row.path, row.chosen ? "" : " (not chosen)",
       row.seconds * 1e6, row.dense_seconds * 1e6, Speedup(row),
       static_cast<double>(row.read_bytes) / 1e6, ReadShare(row, conditions), row.error,
-      !row.repeatable ? " RUNS DIFFER"
+      !row.repeatable     ? " RUNS DIFFER"
       : !(row.error <= 1) ? " WRONG"
-                      : "");
+                          : "");
 }
 
 std::string ConditionsLine(const BenchConditions& conditions) {
