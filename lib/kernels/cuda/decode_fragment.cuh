@@ -36,7 +36,8 @@ GRADQ_DEVICE void Selectors(const uint32_t* window, int half, uint32_t (&selecto
   }
 }
 
-// What a lane knows of one row tile beside its codes, and how it makes weights with it.
+// What a lane knows of one row tile beside its codes, and how it makes weights with it. `Numbers`
+// are what a window needs beyond that; a kernel may fetch them long before it decodes.
 template <class S, TileEncoding kEncoding, int kBits>
 class TileDecoder;
 
@@ -44,6 +45,7 @@ template <class S, int kBits>
 class TileDecoder<S, TileEncoding::kLut, kBits> {
  public:
   static constexpr int kPlaneWords = (1 << kBits) / 4;
+  struct Numbers {};
 
   // Reads the tables of rows g and g + 8 of `tile`.
   GRADQ_DEVICE void Load(const S&, const TileView& view, int64_t tile, int lane) {
@@ -59,9 +61,17 @@ class TileDecoder<S, TileEncoding::kLut, kBits> {
     }
   }
 
+  GRADQ_DEVICE Numbers Fetch(const TileView&, int64_t /*tile*/, int /*lane*/,
+                             int64_t /*column*/) const {
+    return {};
+  }
   // `window` holds the lane's kBits words; `column` is of its first code.
-  GRADQ_DEVICE void Decode(const S& s, const TileView&, int64_t /*tile*/, int /*lane*/,
-                           int64_t /*column*/, const uint32_t* window, WindowFragments* out) const {
+  GRADQ_DEVICE void Decode(const S& s, const TileView& view, int64_t tile, int lane, int64_t column,
+                           const uint32_t* window, WindowFragments* out) const {
+    Decode(s, Fetch(view, tile, lane, column), window, out);
+  }
+  GRADQ_DEVICE void Decode(const S& s, const Numbers&, const uint32_t* window,
+                           WindowFragments* out) const {
     GRADQ_UNROLL
     for (int half = 0; half < 2; ++half) {
       uint32_t selector[2];
@@ -104,15 +114,31 @@ class TileDecoder<S, TileEncoding::kAffine, kBits> {
  public:
   GRADQ_DEVICE void Load(const S&, const TileView&, int64_t, int) {}
 
+  // Words of `scales` of rows g and g + 8.
+  struct Numbers {
+    uint32_t both[2];
+  };
+
+  GRADQ_DEVICE Numbers Fetch(const TileView& view, int64_t tile, int lane, int64_t column) const {
+    // In units of 16 columns, in 32 bits: a 64-bit division takes as long as a window's decoding.
+    // Columns of the padding may lie beyond the last group; they meet x = 0.
+    const uint32_t unit = static_cast<uint32_t>(column) / kLaneColumns;
+    uint32_t group = unit / (static_cast<uint32_t>(view.group_size) / kLaneColumns);
+    const uint32_t last = static_cast<uint32_t>(view.groups) - 1;
+    if (group > last) group = last;
+    const uint32_t* scales = view.scales + (tile * view.groups + group) * kTileRows + lane / 4;
+    return {{scales[0], scales[8]}};
+  }
+
   GRADQ_DEVICE void Decode(const S& s, const TileView& view, int64_t tile, int lane, int64_t column,
                            const uint32_t* window, WindowFragments* out) const {
-    // Columns of the padding may lie beyond the last group; they meet x = 0.
-    int64_t group = column / view.group_size;
-    if (group >= view.groups) group = view.groups - 1;
-    const uint32_t* scales = view.scales + (tile * view.groups + group) * kTileRows + lane / 4;
+    Decode(s, Fetch(view, tile, lane, column), window, out);
+  }
+  GRADQ_DEVICE void Decode(const S& s, const Numbers& numbers, const uint32_t* window,
+                           WindowFragments* out) const {
     GRADQ_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const uint32_t both = scales[8 * half];
+      const uint32_t both = numbers.both[half];
       const uint32_t scale = s.Prmt(both, both, 0x1010);
       // 1024 + code is exact in fp16, and so is its difference to 1024 + zero point.
       const uint32_t zero = s.Prmt(both, both, 0x3232);
