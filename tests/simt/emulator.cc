@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstring>
 #include <deque>
-#include <iterator>
 #include <memory>
 #include <random>
 #include <string>
@@ -88,7 +87,6 @@ class EmulatedBlock {
 
   // Called on the fiber of `thread`.
   void Sync(int thread);
-  void SyncWarp(int thread) { Arrive(thread, WarpCall::kSync); }
   void Shuffle(int thread, float* value, int mask);
   void Mma(int thread, const MmaLane& operands);
   void SyncWarp(int thread) { Arrive(thread, WarpCall::kSync); }
@@ -378,7 +376,6 @@ int64_t EmulatedSimt::block_x() const { return block_->x(); }
 int64_t EmulatedSimt::block_y() const { return block_->y(); }
 char* EmulatedSimt::shared() const { return block_->shared(); }
 void EmulatedSimt::Sync() const { block_->Sync(thread_); }
-void EmulatedSimt::SyncWarp() const { block_->SyncWarp(thread_); }
 void EmulatedSimt::SyncWarp() const { block_->SyncWarp(thread_); }
 float EmulatedSimt::ShuffleXor(float value, int mask) const {
   block_->Shuffle(thread_, &value, mask);

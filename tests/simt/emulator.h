@@ -53,7 +53,6 @@ class EmulatedSimt {
   char* shared() const;
   void Sync() const;
   void SyncWarp() const;
-  void SyncWarp() const;
   float ShuffleXor(float value, int mask) const;
   void Mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) const;
   static uint32_t Prmt(uint32_t low, uint32_t high, uint32_t selector) {

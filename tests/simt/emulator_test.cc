@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -108,37 +109,6 @@ TEST(Emulator, WarpsMultiplyApart) {
     });
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_TRUE(right) << seed;
-  }
-}
-
-// Lanes hand their number + 1 to the next lane of their warp.
-template <bool kWithSync, class S>
-GRADQ_DEVICE void PassOnKernel(const S& s, float* out) {
-  auto* values = reinterpret_cast<float*>(s.shared());
-  const int t = s.thread();
-  values[t] = static_cast<float>(t + 1);
-  if (kWithSync) s.SyncWarp();
-  out[t] = values[t / 32 * 32 + (t + 1) % 32];
-}
-
-template <bool kWithSync>
-bool PassedOn(uint32_t seed) {
-  std::vector<float> out(64);
-  const absl::Status status =
-      RunGrid({.threads = 64, .shared_bytes = 256}, seed,
-              [&](const EmulatedSimt& s) { PassOnKernel<kWithSync>(s, out.data()); });
-  EXPECT_TRUE(status.ok()) << status;
-  bool right = true;
-  for (int t = 0; t < 64; ++t) {
-    right = right && out[t] == static_cast<float>(t / 32 * 32 + (t + 1) % 32 + 1);
-  }
-  return right;
-}
-
-TEST(Emulator, LanesMeetInSyncWarp) {
-  for (const uint32_t seed : kEmulatorSeeds) {
-    EXPECT_TRUE(PassedOn<true>(seed)) << seed;
-    EXPECT_FALSE(PassedOn<false>(seed)) << seed;
   }
 }
 
