@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
-#include <limits>
 
 #include "absl/status/status.h"
 #include "lib/base/status_macros.h"
@@ -19,8 +18,12 @@ absl::Status CheckPointers(const char* op, std::initializer_list<const void*> po
   return absl::OkStatus();
 }
 
+// Lengths and positions stay below 2^30, so that kernels may count in 32 bits.
+constexpr int64_t kMost = int64_t{1} << 30;
+
 absl::Status CheckLength(const char* op, int64_t length) {
-  if (length < 1) return absl::InvalidArgumentError(StrCat(op, ": no elements: ", length));
+  if (length < 1 || length > kMost)
+    return absl::InvalidArgumentError(StrCat(op, ": not a vector's length: ", length));
   return absl::OkStatus();
 }
 
@@ -34,7 +37,7 @@ absl::Status CheckHeads(const char* op, int64_t heads, int64_t kv_heads, int64_t
     return absl::InvalidArgumentError(
         StrCat(op, ": head dimension not even or beyond ", kMaxHeadDim, ": ", head_dim));
   }
-  if (capacity < 1 || capacity > std::numeric_limits<int32_t>::max())
+  if (capacity < 1 || capacity > kMost)
     return absl::InvalidArgumentError(StrCat(op, ": cache of no such capacity: ", capacity));
   return absl::OkStatus();
 }
