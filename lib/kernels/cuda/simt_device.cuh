@@ -34,7 +34,10 @@ class DeviceSimt {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
   __device__ __forceinline__ uint32_t Prmt(uint32_t low, uint32_t high, uint32_t selector) const {
-    return __byte_perm(low, high, selector);
+    // __byte_perm clears the nibbles' top bits first.
+    uint32_t bytes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+    return bytes;
   }
   __device__ __forceinline__ Words4 LoadStreaming(const Words4* from) const {
     Words4 v;
