@@ -1,6 +1,7 @@
 #include "lib/inference/cached_attention.h"
 
 #include <ATen/ops/arange_ops.h>
+#include <ATen/ops/empty_ops.h>
 #include <ATen/ops/scaled_dot_product_attention_ops.h>
 
 #include <algorithm>
@@ -14,27 +15,38 @@ namespace {
 
 constexpr int64_t kFirstCapacity = 64;
 
-// `cache` [1, heads, capacity, dim] with `added` written at `position`; grows by doubling.
-void Append(at::Tensor* cache, const at::Tensor& added, int64_t position) {
-  const int64_t needed = position + added.size(2);
-  if (!cache->defined() || cache->size(2) < needed) {
-    int64_t capacity = cache->defined() ? cache->size(2) : kFirstCapacity;
-    while (capacity < needed) capacity *= 2;
-    at::Tensor larger = added.new_empty({1, added.size(1), capacity, added.size(3)});
-    if (position > 0) larger.slice(2, 0, position).copy_(cache->slice(2, 0, position));
-    *cache = larger;
-  }
-  cache->slice(2, position, needed).copy_(added);
+// `cache` with room for `capacity` tokens, of which the first `kept` stay.
+void Grow(at::Tensor* cache, const std::vector<int64_t>& shape, at::ScalarType type,
+          at::Device device, int64_t kept) {
+  if (cache->defined() && cache->size(2) >= shape[2]) return;  // an earlier attempt stopped later
+  at::Tensor larger = at::_ops::empty_memory_format::call(c10::fromIntArrayRefSlow(shape), type, {},
+                                                          device, {}, {});
+  if (kept > 0) larger.slice(2, 0, kept).copy_(cache->slice(2, 0, kept));
+  *cache = larger;
 }
 
 }  // namespace
 
+void CachedAttention::Reserve(int64_t tokens) {
+  if (tokens <= capacity_) return;
+  GRADQ_CHECK(tokens <= geometry_.max_positions);
+  int64_t capacity = std::max(capacity_, kFirstCapacity);
+  while (capacity < tokens) capacity *= 2;
+  capacity = std::min(capacity, geometry_.max_positions);
+  const std::vector<int64_t> shape = {1, geometry_.kv_heads, capacity, geometry_.head_dim};
+  for (KeyValueCache& cache : caches_) {
+    Grow(&cache.keys, shape, type_, device_, position_);
+    Grow(&cache.values, shape, type_, device_, position_);
+  }
+  capacity_ = capacity;
+}
+
 at::Tensor CachedAttention::Attend(int block, const at::Tensor& q, const at::Tensor& k,
                                    const at::Tensor& v) {
-  GRADQ_CHECK(q.size(0) == 1);
-  Cache& cache = caches_[block];
-  Append(&cache.keys, k, position_);
-  Append(&cache.values, v, position_);
+  GRADQ_CHECK(q.size(0) == 1 && position_ + q.size(2) <= capacity_);
+  const KeyValueCache& cache = caches_[block];
+  cache.keys.slice(2, position_, position_ + q.size(2)).copy_(k);
+  cache.values.slice(2, position_, position_ + q.size(2)).copy_(v);
   const int64_t tokens = q.size(2);
   const int64_t window = geometry_.sliding_window;
   // What even the oldest query cannot see is left out.
@@ -62,6 +74,10 @@ at::Tensor CachedAttention::Attend(int block, const at::Tensor& q, const at::Ten
   const at::Tensor result = at::_ops::scaled_dot_product_attention::call(
       queries, keys, values, mask, 0.0, /*is_causal=*/false, std::nullopt, false);
   return result.reshape({1, geometry_.heads, tokens, geometry_.head_dim});
+}
+
+int64_t CacheBytesPerToken(const ModelGeometry& geometry, int64_t element_bytes) {
+  return 2 * geometry.blocks * geometry.kv_heads * geometry.head_dim * element_bytes;
 }
 
 }  // namespace gradq

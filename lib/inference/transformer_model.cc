@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty_ops.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,6 +10,8 @@
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/inference/compute_queue.h"
+#include "lib/inference/decode_sequence.h"
 #include "lib/inference/torch_status.h"
 
 namespace gradq {
@@ -39,7 +42,15 @@ int64_t BytesOf(const TransformerModel::Parts& parts) {
 }  // namespace
 
 TransformerModel::TransformerModel(Parts parts)
-    : parts_(std::move(parts)), weight_bytes_(BytesOf(parts_)), windows_(parts_.geometry) {}
+    : parts_(std::move(parts)), weight_bytes_(BytesOf(parts_)), windows_(parts_.geometry) {
+  if (!parts_.by_step) return;
+  step_ = std::make_unique<DecodeStep>(DecodeStep::Weights{.geometry = parts_.geometry,
+                                                           .embedding = parts_.embedding,
+                                                           .head = parts_.head,
+                                                           .blocks = *parts_.blocks,
+                                                           .linears = *parts_.linears},
+                                       parts_.multiprocessors);
+}
 
 absl::Status TransformerModel::CheckTokens(std::span<const int32_t> tokens,
                                            int64_t end_position) const {
@@ -88,6 +99,7 @@ absl::Status TransformerModel::RunWindows(std::span<const int32_t> tokens, int64
   GRADQ_RETURN_IF_ERROR(CheckTokens(tokens, static_cast<int64_t>(tokens.size()) / sequences));
   return TorchStatus("forward pass", [&] {
     const c10::InferenceMode no_gradients;
+    const c10::StreamGuard stream(ComputeStream(parts_.device));
     states_ = Run(tokens, sequences, windows_).view({-1, parts_.geometry.hidden_size});
     return absl::OkStatus();
   });
@@ -98,6 +110,7 @@ absl::StatusOr<std::span<const float>> TransformerModel::LogProbabilities(int64_
   GRADQ_CHECK(states_.defined() && begin >= 0 && begin + rows <= states_.size(0));
   GRADQ_RETURN_IF_ERROR(TorchStatus("logits", [&] {
     const c10::InferenceMode no_gradients;
+    const c10::StreamGuard stream(ComputeStream(parts_.device));
     const at::Tensor x = states_.slice(0, begin, begin + rows).unsqueeze(0);
     log_probabilities_ = Logits(parts_.geometry, parts_.head, x)
                              .to(at::kFloat)
@@ -111,31 +124,50 @@ absl::StatusOr<std::span<const float>> TransformerModel::LogProbabilities(int64_
 }
 
 std::unique_ptr<Sequence> TransformerModel::NewSequence() {
-  return std::make_unique<CachedAttention>(parts_.geometry);
+  return std::make_unique<DecodeSequence>(parts_.geometry, parts_.embedding.scalar_type(),
+                                          parts_.device);
+}
+
+at::Tensor TransformerModel::RunPrompt(std::span<const int32_t> tokens,
+                                       CachedAttention& attention) {
+  at::Tensor x;
+  for (size_t done = 0; done < tokens.size();) {
+    const size_t piece = std::min<size_t>(kPromptPiece, tokens.size() - done);
+    x = Run(tokens.subspan(done, piece), 1, attention);
+    attention.Advance(static_cast<int64_t>(piece));
+    done += piece;
+  }
+  return Logits(parts_.geometry, parts_.head, x.slice(1, x.size(1) - 1));
 }
 
 absl::StatusOr<std::vector<float>> TransformerModel::Decode(Sequence& sequence,
                                                             std::span<const int32_t> tokens) {
-  auto& cache = dynamic_cast<CachedAttention&>(sequence);
-  GRADQ_RETURN_IF_ERROR(
-      CheckTokens(tokens, cache.position() + static_cast<int64_t>(tokens.size())));
+  auto& decoded = dynamic_cast<DecodeSequence&>(sequence);
+  CachedAttention& attention = decoded.attention();
+  const int64_t before = attention.position();
+  const int64_t after = before + static_cast<int64_t>(tokens.size());
+  GRADQ_RETURN_IF_ERROR(CheckTokens(tokens, after));
   std::vector<float> logits;
-  GRADQ_RETURN_IF_ERROR(TorchStatus("decoding", [&] {
+  const absl::Status status = TorchStatus("decoding", [&] {
     const c10::InferenceMode no_gradients;
-    at::Tensor x;
-    for (size_t done = 0; done < tokens.size();) {
-      const size_t piece = std::min<size_t>(kPromptPiece, tokens.size() - done);
-      x = Run(tokens.subspan(done, piece), 1, cache);
-      cache.Advance(static_cast<int64_t>(piece));
-      done += piece;
+    const c10::StreamGuard stream(ComputeStream(parts_.device));
+    attention.Reserve(after);
+    at::Tensor last;
+    if (step_ != nullptr && tokens.size() == 1) {
+      decoded.Decode(tokens[0], Rotary(attention.capacity()), step_.get());
+      last = step_->logits();
+    } else {
+      last = RunPrompt(tokens, attention);
     }
-    const at::Tensor last = Logits(parts_.geometry, parts_.head, x.slice(1, x.size(1) - 1))
-                                .to(at::kCPU, at::kFloat)
-                                .contiguous();
+    last = last.to(at::kCPU, at::kFloat).contiguous();
     const float* data = last.const_data_ptr<float>();
     logits.assign(data, data + last.numel());
     return absl::OkStatus();
-  }));
+  });
+  if (!status.ok()) {
+    attention.Rewind(before);
+    return status;
+  }
   return logits;
 }
 

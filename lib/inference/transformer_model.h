@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "lib/inference/cached_attention.h"
+#include "lib/inference/decode_step.h"
 #include "lib/inference/model.h"
 #include "lib/transformer/block.h"
 
@@ -25,6 +25,9 @@ class TransformerModel : public Model {
     std::unique_ptr<LinearOp> linears;
     bool quantized = false;
     int64_t linear_bytes = 0;  // of packed linears; dense ones are counted in `blocks`
+    // Single tokens are decoded by a DecodeStep; the geometry is one that it serves.
+    bool by_step = false;
+    int multiprocessors = 1;  // of the device
   };
   explicit TransformerModel(Parts parts);
 
@@ -40,6 +43,8 @@ class TransformerModel : public Model {
  private:
   // The residual stream after the last block; tokens [sequences × length].
   at::Tensor Run(std::span<const int32_t> tokens, int64_t sequences, Attention& attention);
+  // Logits [vocab] after a prompt, in pieces.
+  at::Tensor RunPrompt(std::span<const int32_t> tokens, CachedAttention& attention);
   absl::Status CheckTokens(std::span<const int32_t> tokens, int64_t end_position) const;
   const RotaryTable& Rotary(int64_t positions);
 
@@ -49,6 +54,7 @@ class TransformerModel : public Model {
   RotaryTable rotary_;
   at::Tensor states_;             // [rows, hidden] of the last RunWindows
   at::Tensor log_probabilities_;  // of the last LogProbabilities, on the host
+  std::unique_ptr<DecodeStep> step_;
 };
 
 }  // namespace gradq
