@@ -93,10 +93,13 @@ inline SparseRows RandomOutliers(const TileProblemOptions& o, std::mt19937& rand
   return SparseRows(row_ptr, col, value, o.in);
 }
 
-inline TileProblem MakeTileProblem(const TileProblemOptions& o, ThreadPool* pool = nullptr) {
+// `given` null: outliers as the options say.
+inline TileProblem MakeTileProblem(const TileProblemOptions& o, ThreadPool* pool = nullptr,
+                                   const SparseRows* given = nullptr) {
   std::mt19937 random(o.seed * 7919 + static_cast<uint32_t>(o.out * 1000003 + o.in * 101 + o.bits));
   TileProblem problem;
-  const SparseRows sparse = RandomOutliers(o, random, &problem.outliers);
+  const SparseRows made = RandomOutliers(o, random, &problem.outliers);
+  const SparseRows& sparse = given == nullptr ? made : *given;
   const int64_t words = (o.in * o.bits + 31) / 32;
   const int64_t groups = (o.in + o.group_size - 1) / o.group_size;
   const int64_t entries = int64_t{1} << o.bits;
