@@ -455,7 +455,7 @@ TEST(DecodeOpsLaunchTest, ShapesAreMadeWithoutThePosition) {
   EXPECT_TRUE(LaunchEmbedToken(embed, count).ok());
   EXPECT_TRUE(LaunchRotaryAppend(rotary, count).ok());
   EXPECT_TRUE(LaunchTokenAttention(attention, count).ok());
-  EXPECT_EQ(launches, 4);  // one split fewer launch: the join is the fourth
+  EXPECT_EQ(launches, 4);  // the fourth joins the splits
   attention.splits = 1;
   EXPECT_TRUE(LaunchTokenAttention(attention, count).ok());
   EXPECT_EQ(launches, 5);

@@ -3,9 +3,11 @@
 // What the kernels of decode_ops.cuh and token_attention.cuh share: eight neighbouring elements of
 // a lane, sums over a warp or block, and the shape of a launch. A kernel there is an object, its
 // arguments and a body over any machine S (simt.cuh), so that a launcher takes any of them:
-// decode_launch.cuh on a device, the tests on the emulator.
+// decode_launch.cuh on a device, the tests on the emulator. Kernel::kThreads: most threads of a
+// block; kBlocks: how many of these a multiprocessor must hold, which bounds registers.
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lib/kernels/cuda/simt.cuh"
 #include "lib/kernels/queue.h"
@@ -25,6 +27,14 @@ auto WithElementType(FloatType type, const Body& body) {
   if (type == FloatType::kFloat32) return body(float{});
   if (type == FloatType::kFloat16) return body(Half{});
   return body(BFloat16{});
+}
+
+// body(T{}, std::true_type{}) where vectors may be taken, else with false_type.
+template <class Body>
+auto WithVectors(FloatType type, bool vectors, const Body& body) {
+  return WithElementType(type, [&](auto zero) {
+    return vectors ? body(zero, std::true_type{}) : body(zero, std::false_type{});
+  });
 }
 
 inline bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
@@ -55,14 +65,12 @@ GRADQ_DEVICE float Element(const S&, const Eight<BFloat16>& eight, int i) {
   return FloatOf(i % 2 == 0 ? word << 16 : word & 0xffff0000);
 }
 
-// The first `count` of eight elements, zeros for the others, which are not read. With `vectors`
-// (`from` is aligned to 16 bytes, and count at least 8 or at most 0) by 16 bytes.
-template <class S, class T>
-GRADQ_DEVICE Eight<T> LoadEight(const S& s, const T* from, int count, bool vectors) {
-  Eight<T> eight;
-  GRADQ_UNROLL
-  for (int w = 0; w < Eight<T>::kWords; ++w) eight.word[w] = 0;
-  if (vectors) {
+// The first `count` of eight elements, zeros for the others, which are not read. With kVectors by
+// 16 bytes: `from` is aligned to that, and count is at least 8 or at most 0.
+template <bool kVectors, class S, class T>
+GRADQ_DEVICE Eight<T> LoadEight(const S& s, const T* from, int count) {
+  Eight<T> eight = {};
+  if constexpr (kVectors) {
     if (count > 0) {
       GRADQ_UNROLL
       for (int w = 0; w < Eight<T>::kWords; w += 4) {
@@ -71,22 +79,22 @@ GRADQ_DEVICE Eight<T> LoadEight(const S& s, const T* from, int count, bool vecto
         for (int i = 0; i < 4; ++i) eight.word[w + i] = words.word[i];
       }
     }
-    return eight;
-  }
-  GRADQ_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    if (i < count) {
-      eight.word[i / Eight<T>::kPerWord] |= ElementBits(from[i])
-                                            << (i % Eight<T>::kPerWord * 8 * sizeof(T));
+  } else {
+    GRADQ_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) {
+        eight.word[i / Eight<T>::kPerWord] |= ElementBits(from[i])
+                                              << (i % Eight<T>::kPerWord * 8 * sizeof(T));
+      }
     }
   }
   return eight;
 }
 
-// The first `count` of eight values, each rounded once; `vectors` as above.
-template <class S, class T>
-GRADQ_DEVICE void StoreEight(const S& s, T* to, const float (&value)[8], int count, bool vectors) {
-  if (vectors) {
+// The first `count` of eight values, each rounded once; kVectors as above.
+template <bool kVectors, class S, class T>
+GRADQ_DEVICE void StoreEight(const S& s, T* to, const float (&value)[8], int count) {
+  if constexpr (kVectors) {
     if (count <= 0) return;
     GRADQ_UNROLL
     for (int w = 0; w < Eight<T>::kWords; w += 4) {
@@ -100,11 +108,11 @@ GRADQ_DEVICE void StoreEight(const S& s, T* to, const float (&value)[8], int cou
       }
       reinterpret_cast<Words4*>(to)[w / 4] = words;
     }
-    return;
-  }
-  GRADQ_UNROLL
-  for (int i = 0; i < 8; ++i) {
-    if (i < count) Store(s, to + i, value[i]);
+  } else {
+    GRADQ_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) Store(s, to + i, value[i]);
+    }
   }
 }
 

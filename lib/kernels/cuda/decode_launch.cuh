@@ -12,7 +12,8 @@
 namespace gradq::kernels {
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) RunKernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocks)
+    RunKernel(const Kernel kernel) {
   kernel(DeviceSimt());
 }
 

@@ -17,6 +17,7 @@ namespace gradq::kernels {
 template <class T>
 struct EmbedTokenKernel {
   static constexpr int kThreads = 256;
+  static constexpr int kBlocks = 1;
 
   template <class S>
   GRADQ_DEVICE void operator()(const S& s) const {
@@ -32,16 +33,17 @@ struct EmbedTokenKernel {
 
 // One block. A thread keeps its first eight elements and their weights in registers over the sum:
 // all there are up to hidden = 8 · kThreads.
-template <class T>
+template <class T, bool kVectors>
 struct AddRmsNormKernel {
   static constexpr int kThreads = 1024;
+  static constexpr int kBlocks = 1;
 
   template <class S>
   GRADQ_DEVICE void operator()(const S& s) const {
     const int first = 8 * s.thread(), step = 8 * s.threads();
     float x[8], squares = 0;
     Add(s, first, x, &squares);
-    const Eight<T> w = LoadEight(s, weight + first, hidden - first, vectors);
+    const Eight<T> w = LoadEight<kVectors>(s, weight + first, hidden - first);
     for (int i = first + step; i < hidden; i += step) {
       float more[8];
       Add(s, i, more, &squares);
@@ -49,25 +51,25 @@ struct AddRmsNormKernel {
     const float scale = s.ReciprocalSqrt(BlockSum(s, squares) / static_cast<float>(hidden) + eps);
     Norm(s, first, x, w, scale);
     for (int i = first + step; i < hidden; i += step) {
-      const Eight<float> again = LoadEight(s, residual + i, hidden - i, vectors);
+      const Eight<float> again = LoadEight<kVectors>(s, residual + i, hidden - i);
       GRADQ_UNROLL
       for (int e = 0; e < 8; ++e) x[e] = Element(s, again, e);
-      Norm(s, i, x, LoadEight(s, weight + i, hidden - i, vectors), scale);
+      Norm(s, i, x, LoadEight<kVectors>(s, weight + i, hidden - i), scale);
     }
   }
 
   // Eight elements of the sum from `i` on, zeros beyond the end, stored where they changed.
   template <class S>
   GRADQ_DEVICE void Add(const S& s, int i, float (&x)[8], float* squares) const {
-    const Eight<float> old = LoadEight(s, residual + i, hidden - i, vectors);
+    const Eight<float> old = LoadEight<kVectors>(s, residual + i, hidden - i);
     Eight<T> more = {};
-    if (addend != nullptr) more = LoadEight(s, addend + i, hidden - i, vectors);
+    if (addend != nullptr) more = LoadEight<kVectors>(s, addend + i, hidden - i);
     GRADQ_UNROLL
     for (int e = 0; e < 8; ++e) {
       x[e] = Element(s, old, e) + Element(s, more, e);
       *squares = fmaf(x[e], x[e], *squares);
     }
-    if (addend != nullptr) StoreEight(s, residual + i, x, hidden - i, vectors);
+    if (addend != nullptr) StoreEight<kVectors>(s, residual + i, x, hidden - i);
   }
 
   template <class S>
@@ -76,7 +78,7 @@ struct AddRmsNormKernel {
     float y[8];
     GRADQ_UNROLL
     for (int e = 0; e < 8; ++e) y[e] = x[e] * scale * Element(s, w, e);
-    StoreEight(s, normed + i, y, hidden - i, vectors);
+    StoreEight<kVectors>(s, normed + i, y, hidden - i);
   }
 
   float* residual;
@@ -85,13 +87,13 @@ struct AddRmsNormKernel {
   T* normed;
   float eps;
   int hidden;
-  bool vectors;
 };
 
 // A block of one warp per head of q, k and v. A lane has pairs i, i + head_dim / 2.
 template <class T>
 struct RotaryAppendKernel {
   static constexpr int kThreads = kWarpLanes;
+  static constexpr int kBlocks = 1;
   static constexpr int kPairs = kMaxHeadDim / 2 / kWarpLanes;
 
   template <class S>
@@ -164,28 +166,28 @@ struct RotaryAppendKernel {
 };
 
 // Eight elements per thread, read before they are written.
-template <class T>
+template <class T, bool kVectors>
 struct SwigluKernel {
   static constexpr int kThreads = 64;
+  static constexpr int kBlocks = 1;
 
   template <class S>
   GRADQ_DEVICE void operator()(const S& s) const {
     const int i = 8 * (static_cast<int>(s.block_x()) * s.threads() + s.thread());
-    const Eight<T> g = LoadEight(s, gate + i, count - i, vectors);
-    const Eight<T> u = LoadEight(s, up + i, count - i, vectors);
+    const Eight<T> g = LoadEight<kVectors>(s, gate + i, count - i);
+    const Eight<T> u = LoadEight<kVectors>(s, up + i, count - i);
     float y[8];
     GRADQ_UNROLL
     for (int e = 0; e < 8; ++e) {
       const float x = Element(s, g, e);
       y[e] = x / (1.f + s.Exp(-x)) * Element(s, u, e);
     }
-    StoreEight(s, out + i, y, count - i, vectors);
+    StoreEight<kVectors>(s, out + i, y, count - i);
   }
 
   const T* gate;
   const T* up;
   int count;
-  bool vectors;
   T* out;
 };
 
@@ -205,20 +207,20 @@ absl::Status LaunchEmbedToken(const EmbedTokenArgs& args, const Launch& launch) 
 
 template <class Launch>
 absl::Status LaunchAddRmsNorm(const AddRmsNormArgs& args, const Launch& launch) {
-  return WithElementType(args.type, [&](auto zero) {
+  const bool vectors = args.hidden % 8 == 0 && Aligned(args.residual) && Aligned(args.addend) &&
+                       Aligned(args.weight) && Aligned(args.normed);
+  return WithVectors(args.type, vectors, [&](auto zero, auto by_vectors) {
     using T = decltype(zero);
-    using Kernel = AddRmsNormKernel<T>;
+    using Kernel = AddRmsNormKernel<T, decltype(by_vectors)::value>;
     LaunchShape shape;
     // As many threads as have eight elements, in whole warps.
     const int64_t warps = (args.hidden + 8 * kWarpLanes - 1) / (8 * kWarpLanes);
     shape.threads = static_cast<int>(std::min<int64_t>(Kernel::kThreads, warps * kWarpLanes));
     shape.shared_bytes = shape.threads / kWarpLanes * static_cast<int>(sizeof(float));
-    const bool vectors = args.hidden % 8 == 0 && Aligned(args.residual) && Aligned(args.addend) &&
-                         Aligned(args.weight) && Aligned(args.normed);
     return launch("AddRmsNorm", shape,
                   Kernel{args.residual, static_cast<const T*>(args.addend),
                          static_cast<const T*>(args.weight), static_cast<T*>(args.normed), args.eps,
-                         static_cast<int>(args.hidden), vectors});
+                         static_cast<int>(args.hidden)});
   });
 }
 
@@ -242,17 +244,17 @@ absl::Status LaunchRotaryAppend(const RotaryAppendArgs& args, const Launch& laun
 
 template <class Launch>
 absl::Status LaunchSwigluVector(const SwigluArgs& args, const Launch& launch) {
-  return WithElementType(args.type, [&](auto zero) {
+  const bool vectors =
+      args.count % 8 == 0 && Aligned(args.gate) && Aligned(args.up) && Aligned(args.out);
+  return WithVectors(args.type, vectors, [&](auto zero, auto by_vectors) {
     using T = decltype(zero);
-    using Kernel = SwigluKernel<T>;
+    using Kernel = SwigluKernel<T, decltype(by_vectors)::value>;
     LaunchShape shape;
     shape.grid_x = (args.count + 8 * Kernel::kThreads - 1) / (8 * Kernel::kThreads);
     shape.threads = Kernel::kThreads;
-    const bool vectors =
-        args.count % 8 == 0 && Aligned(args.gate) && Aligned(args.up) && Aligned(args.out);
     return launch("SwigluVector", shape,
                   Kernel{static_cast<const T*>(args.gate), static_cast<const T*>(args.up),
-                         static_cast<int>(args.count), vectors, static_cast<T*>(args.out)});
+                         static_cast<int>(args.count), static_cast<T*>(args.out)});
   });
 }
 

@@ -74,9 +74,11 @@ GRADQ_DEVICE float JoinParts(const S& s, const float* part, int64_t stride, int 
   return sum;
 }
 
-template <class T, int kQueries>
+template <class T, int kQueries, bool kVectors>
 struct TokenAttentionKernel {
   static constexpr int kThreads = 128;
+  // What goes without spilling.
+  static constexpr int kBlocks = kQueries > 4 ? 2 : 4;
   static constexpr int kWarps = kThreads / kWarpLanes;
   // Positions that a slot loads at a time, as many as registers hold.
   static constexpr int kRows = kQueries > 4 || sizeof(T) > 2 ? 2 : 4;
@@ -101,8 +103,8 @@ struct TokenAttentionKernel {
     float x[kQueries][8];
     GRADQ_UNROLL
     for (int n = 0; n < kQueries; ++n) {
-      const Eight<T> loaded = LoadEight(s, q + (head + n) * head_dim + column,
-                                        n < queries ? head_dim - column : 0, vectors);
+      const Eight<T> loaded = LoadEight<kVectors>(s, q + (head + n) * head_dim + column,
+                                                  n < queries ? head_dim - column : 0);
       GRADQ_UNROLL
       for (int e = 0; e < 8; ++e) x[n][e] = Element(s, loaded, e) * scale;
     }
@@ -118,8 +120,8 @@ struct TokenAttentionKernel {
         const int row = mine + r * slots;
         const int count = row < end ? head_dim - column : 0;
         const int64_t offset = cache + static_cast<int64_t>(row) * head_dim;
-        key[r] = LoadEight(s, keys + offset, count, vectors);
-        value[r] = LoadEight(s, values + offset, count, vectors);
+        key[r] = LoadEight<kVectors>(s, keys + offset, count);
+        value[r] = LoadEight<kVectors>(s, values + offset, count);
       }
       float weight[kQueries][kRows];
       Scores(s, x, key, weight);
@@ -241,7 +243,6 @@ struct TokenAttentionKernel {
   int splits;
   int64_t capacity;
   float scale;
-  bool vectors;
   float* partial;
   T* out;
 };
@@ -250,6 +251,7 @@ struct TokenAttentionKernel {
 template <class T>
 struct JoinSplitsKernel {
   static constexpr int kThreads = 256;
+  static constexpr int kBlocks = 2;
   static constexpr int kWarps = kThreads / kWarpLanes;
   static constexpr int kElements = kMaxHeadDim / kWarpLanes;  // of a lane
 
@@ -292,9 +294,9 @@ struct JoinSplitsKernel {
 };
 static_assert(JoinSplitsKernel<float>::kThreads >= kMaxHeadDim);
 
-template <class T, int kQueries, class Launch>
+template <class T, int kQueries, bool kVectors, class Launch>
 absl::Status LaunchAttentionParts(const TokenAttentionArgs& args, const Launch& launch) {
-  using Kernel = TokenAttentionKernel<T, kQueries>;
+  using Kernel = TokenAttentionKernel<T, kQueries, kVectors>;
   Kernel kernel = {};
   kernel.q = static_cast<const T*>(args.q);
   kernel.keys = static_cast<const T*>(args.keys);
@@ -309,8 +311,6 @@ absl::Status LaunchAttentionParts(const TokenAttentionArgs& args, const Launch& 
   kernel.splits = static_cast<int>(args.splits);
   kernel.capacity = args.capacity;
   kernel.scale = 1.f / std::sqrt(static_cast<float>(args.head_dim));
-  kernel.vectors =
-      args.head_dim % 8 == 0 && Aligned(args.q) && Aligned(args.keys) && Aligned(args.values);
   kernel.partial = args.partial;
   kernel.out = static_cast<T*>(args.out);
   LaunchShape shape;
@@ -327,10 +327,14 @@ absl::Status LaunchTokenAttention(const TokenAttentionArgs& args, const Launch& 
   return WithElementType(args.type, [&](auto zero) {
     using T = decltype(zero);
     const int64_t group = args.heads / args.kv_heads;
-    const absl::Status parts = group == 1   ? LaunchAttentionParts<T, 1>(args, launch)
-                               : group == 2 ? LaunchAttentionParts<T, 2>(args, launch)
-                               : group <= 4 ? LaunchAttentionParts<T, 4>(args, launch)
-                                            : LaunchAttentionParts<T, 8>(args, launch);
+    const bool vectors =
+        args.head_dim % 8 == 0 && Aligned(args.q) && Aligned(args.keys) && Aligned(args.values);
+    // Without vectors, for which no model is known, every head reads its keys alone.
+    const absl::Status parts = !vectors     ? LaunchAttentionParts<T, 1, false>(args, launch)
+                               : group == 1 ? LaunchAttentionParts<T, 1, true>(args, launch)
+                               : group == 2 ? LaunchAttentionParts<T, 2, true>(args, launch)
+                               : group <= 4 ? LaunchAttentionParts<T, 4, true>(args, launch)
+                                            : LaunchAttentionParts<T, 8, true>(args, launch);
     if (!parts.ok() || args.splits == 1) return parts;
     using Join = JoinSplitsKernel<T>;
     LaunchShape shape;
