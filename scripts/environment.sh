@@ -3,6 +3,7 @@
 export GRADQ_DEPS=${GRADQ_DEPS:-$HOME/.cache/gradq}
 export GRADQ_TORCH_VERSION=2.11.0
 export GRADQ_CUDA_VERSION=13.0.88
+export GRADQ_CUDA_TOOLS_VERSION=13.2.51
 
 # A rustup toolchain may be newer than Debian's cargo and not be on the PATH of a non-login shell.
 if [[ -x $HOME/.cargo/bin/cargo && ":$PATH:" != *":$HOME/.cargo/bin:"* ]]; then
