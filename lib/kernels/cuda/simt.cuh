@@ -36,9 +36,11 @@
 #if defined(__CUDACC__)
 #define GRADQ_DEVICE __device__ __forceinline__
 #define GRADQ_UNROLL _Pragma("unroll")
+#define GRADQ_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define GRADQ_DEVICE inline
 #define GRADQ_UNROLL
+#define GRADQ_KEEP_LOOP
 #endif
 
 namespace gradq::kernels {

@@ -51,8 +51,9 @@ GRADQ_DEVICE void ReadColumns(const S& s, const T* row, int column, int in, bool
     }
     return;
   }
-  // Rare, so it is kept small rather than fast: a loop of unknown length that is not unrolled.
+  // Rare, so it is kept small rather than fast.
   const int end = in < column + kLaneColumns ? in : column + kLaneColumns;
+  GRADQ_KEEP_LOOP
   for (int at = column; at < end; at += 2) {
     const uint32_t high = at + 1 < end ? row[at + 1].bits : 0;
     const uint32_t halves = HalfPair(s, row, row[at].bits | high << 16);
@@ -201,9 +202,10 @@ class TileMatvecWarp {
 
   GRADQ_DEVICE void MultiplyOutliers(int i) {
     const uint32_t* run_end = args_.matrix.outlier_begin + Tile(i) * args_.matrix.runs + 1;
+    const int last_run = static_cast<int>(args_.matrix.runs) - 1;
     int run = 0;
     while (group_[i] < group_end_[i]) {
-      while (group_[i] >= run_end[run]) ++run;
+      while (run < last_run && group_[i] >= run_end[run]) ++run;
       const Words4 entries = entries_[i];
       group_[i] += warps_;
       if (group_[i] < group_end_[i]) entries_[i] = FetchOutliers(group_[i]);
