@@ -128,9 +128,8 @@ class Place {
   }
   template <class T>
   T* PutValues(const std::vector<T>& values) {
-    std::vector<char> bytes(values.size() * sizeof(T));
-    std::memcpy(bytes.data(), values.data(), bytes.size());
-    return reinterpret_cast<T*>(Put(bytes));
+    const char* const bytes = reinterpret_cast<const char*>(values.data());
+    return reinterpret_cast<T*>(Put({bytes, bytes + values.size() * sizeof(T)}));
   }
 
   template <class Args>
