@@ -1,7 +1,6 @@
 #include "tests/simt/emulator.h"
 
-#include <boost/context/fiber.hpp>
-#include <boost/context/pooled_fixedsize_stack.hpp>
+#include <boost/context/detail/fcontext.hpp>
 #include <cstddef>
 #include <cstring>
 #include <deque>
@@ -11,10 +10,18 @@
 #include <utility>
 #include <vector>
 
+#include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 
 namespace gradq::kernels {
 namespace {
+
+// Not boost::context::fiber: it unwinds what has not finished, and address sanitizers lose track of
+// a stack that is unwound. Here a block that fails is left where it stands; bodies own nothing.
+using boost::context::detail::fcontext_t;
+using boost::context::detail::jump_fcontext;
+using boost::context::detail::make_fcontext;
+using boost::context::detail::transfer_t;
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxSharedBytes = 227 * 1024;
@@ -22,6 +29,7 @@ constexpr size_t kStackBytes = 128 * 1024;
 constexpr int kGuardBytes = 256;  // on both sides of shared memory
 constexpr char kGuard = 0x5a;
 constexpr int kPoison = 0xff;
+constexpr uint64_t kStackEnd = 0x5a5a5a5a5a5a5a5a;
 
 enum class State { kReady, kInSync, kInWarpCall, kDone };
 enum class WarpCall { kNone, kMma, kShuffle, kSync };
@@ -37,7 +45,7 @@ struct AsyncCopy {
 };
 
 struct Thread {
-  boost::context::fiber fiber;
+  fcontext_t context = nullptr;
   State state = State::kReady;
   std::vector<AsyncCopy> uncommitted;
   std::deque<std::vector<AsyncCopy>> groups;
@@ -73,7 +81,7 @@ class EmulatedBlock {
         seed_(seed),
         random_(seed),
         body_(body),
-        stacks_(kStackBytes),
+        stacks_(std::make_unique_for_overwrite<Words4[]>(shape.threads * (kStackBytes / 16))),
         memory_(new Words4[(shape.shared_bytes + 15) / 16 + 2 * kGuardBytes / 16]),
         shared_(reinterpret_cast<char*>(memory_.get()) + kGuardBytes) {}
 
@@ -101,13 +109,17 @@ class EmulatedBlock {
   bool RunWarps();
   void RunLanes(int warp);
   void Resume(int thread);
-  void Suspend() { scheduler_ = std::move(scheduler_).resume(); }
+  static void Enter(transfer_t from);
+  void Suspend() { scheduler_ = jump_fcontext(scheduler_, nullptr).fctx; }
+  char* Stack(int thread) const {
+    return reinterpret_cast<char*>(stacks_.get()) + thread * kStackBytes;
+  }
   // When no lane can run: opens the barrier, or says what keeps it shut.
   void OpenBarrier();
   std::string Waiting() const;
   void Arrive(int thread, WarpCall call);
   void Complete(Warp* warp);
-  // Doesn't return: the fiber is unwound with the block.
+  // Doesn't return: the block ends with this thread suspended.
   void Fail(int thread, const std::string& what);
   void Report(const std::string& what);
   void CheckGuards();
@@ -121,17 +133,17 @@ class EmulatedBlock {
   const uint32_t seed_;
   std::mt19937 random_;
   absl::FunctionRef<void(const EmulatedSimt&)> body_;
-  boost::context::pooled_fixedsize_stack stacks_;
+  std::unique_ptr<Words4[]> stacks_;
   std::unique_ptr<Words4[]> memory_;
   char* shared_;
   int64_t x_ = 0;
   int64_t y_ = 0;
   absl::Status status_;
-  boost::context::fiber scheduler_;
+  fcontext_t scheduler_ = nullptr;
+  int current_ = 0;
+  std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<int> order_;  // of warps, until the next barrier
-  // Last: unwinding fibers may touch the rest.
-  std::vector<Thread> threads_;
 };
 
 absl::Status EmulatedBlock::Run(int64_t x, int64_t y) {
@@ -144,7 +156,6 @@ absl::Status EmulatedBlock::Run(int64_t x, int64_t y) {
     if (done) break;
     OpenBarrier();
   }
-  threads_.clear();
   if (status_.ok()) CheckGuards();
   return status_;
 }
@@ -158,16 +169,21 @@ void EmulatedBlock::Reset(int64_t x, int64_t y) {
   std::memset(shared_ + shared_bytes, kGuard, kGuardBytes);
   warps_.assign(shape_.threads / kWarpLanes, Warp());
   ShuffleWarps();
+  threads_.clear();
   threads_.resize(shape_.threads);
   for (int i = 0; i < shape_.threads; ++i) {
-    threads_[i].fiber = boost::context::fiber(std::allocator_arg, stacks_,
-                                              [this, i](boost::context::fiber&& scheduler) {
-                                                scheduler_ = std::move(scheduler);
-                                                body_(EmulatedSimt(this, i));
-                                                threads_[i].state = State::kDone;
-                                                return std::move(scheduler_);
-                                              });
+    std::memcpy(Stack(i), &kStackEnd, sizeof kStackEnd);
+    threads_[i].context = make_fcontext(Stack(i) + kStackBytes, kStackBytes, &Enter);
   }
+}
+
+void EmulatedBlock::Enter(transfer_t from) {
+  auto* block = static_cast<EmulatedBlock*>(from.data);
+  const int thread = block->current_;
+  block->scheduler_ = from.fctx;
+  block->body_(EmulatedSimt(block, thread));
+  block->threads_[thread].state = State::kDone;
+  block->Suspend();
 }
 
 void EmulatedBlock::ShuffleWarps() {
@@ -210,8 +226,11 @@ void EmulatedBlock::RunLanes(int warp) {
 }
 
 void EmulatedBlock::Resume(int thread) {
-  threads_[thread].fiber = std::move(threads_[thread].fiber).resume();
   Thread& now = threads_[thread];
+  current_ = thread;
+  now.context = jump_fcontext(now.context, this).fctx;
+  // A body with more local variables than a stack holds has written into the next one.
+  GRADQ_CHECK(std::memcmp(Stack(thread), &kStackEnd, sizeof kStackEnd) == 0);
   if (now.state != State::kDone) return;
   // What a thread leaves under way lands all the same.
   for (const auto& group : now.groups) Land(group);
