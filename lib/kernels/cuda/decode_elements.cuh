@@ -116,6 +116,16 @@ GRADQ_DEVICE void StoreEight(const S& s, T* to, const float (&value)[8], int cou
   }
 }
 
+// The same where a kernel looks at run time whether vectors may be taken.
+template <class S, class T>
+GRADQ_DEVICE void StoreEight(const S& s, T* to, const float (&value)[8], int count, bool vectors) {
+  if (vectors) {
+    StoreEight<true>(s, to, value, count);
+  } else {
+    StoreEight<false>(s, to, value, count);
+  }
+}
+
 // The same sum in every lane: both partners of an exchange add the same two numbers.
 template <class S>
 GRADQ_DEVICE float WarpSum(const S& s, float value) {
