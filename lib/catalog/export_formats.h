@@ -29,6 +29,7 @@ struct ExportedLinear {
   int64_t out_features = 0;
   int64_t in_features = 0;
   bool outliers = false;
+  int64_t outlier_count = 0;
 };
 
 struct ExportFormatRow {

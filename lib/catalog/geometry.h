@@ -73,6 +73,14 @@ absl::StatusOr<ModelGeometry> ParseGeometry(std::string_view json);
 enum class LinearKind { kQ, kK, kV, kO, kGate, kUp, kDown };
 inline constexpr int kLinearsPerBlock = 7;
 
+// The same by the input that they read.
+inline constexpr LinearKind kQkv[] = {LinearKind::kQ, LinearKind::kK, LinearKind::kV};
+inline constexpr LinearKind kAttentionOutput[] = {LinearKind::kO};
+inline constexpr LinearKind kGateUp[] = {LinearKind::kGate, LinearKind::kUp};
+inline constexpr LinearKind kMlpOutput[] = {LinearKind::kDown};
+inline constexpr std::span<const LinearKind> kInputGroups[] = {kQkv, kAttentionOutput, kGateUp,
+                                                               kMlpOutput};
+
 struct LinearShape {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   int block = 0;

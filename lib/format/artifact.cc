@@ -55,7 +55,11 @@ class FolderArtifact : public Artifact {
 
   ExportedLinear Describe(const std::string& name) const override {
     ExportedLinear linear = ExportedLinearOf(records_.at(name));
-    linear.outliers = outlier_fraction_.at(name) > 0;
+    const double fraction = outlier_fraction_.at(name);
+    const double weights =
+        static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
+    linear.outliers = fraction > 0;
+    linear.outlier_count = std::llround(fraction * weights);
     return linear;
   }
 

@@ -13,9 +13,6 @@
 namespace gradq {
 namespace {
 
-// Weights decoded at a time.
-constexpr int64_t kPanelWeights = int64_t{1} << 19;
-
 class AtenLinear : public PackedMatrix {
  public:
   AtenLinear(const QuantizedLinear& linear, at::Device device)
@@ -41,7 +38,7 @@ class AtenLinear : public PackedMatrix {
 
   at::Tensor Multiply(const at::Tensor& x, const at::Tensor& bias) override {
     at::Tensor y = x.new_empty({x.size(0), out_features_});
-    const int64_t step = PanelRows(kPanelWeights, in_features_, out_features_);
+    const int64_t step = PanelRows(kHostPanelWeights, in_features_, out_features_);
     for (int64_t begin = 0; begin < out_features_; begin += step) {
       const int64_t end = std::min(begin + step, out_features_);
       at::Tensor columns = y.slice(1, begin, end);

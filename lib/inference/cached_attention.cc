@@ -76,8 +76,4 @@ at::Tensor CachedAttention::Attend(int block, const at::Tensor& q, const at::Ten
   return result.reshape({1, geometry_.heads, tokens, geometry_.head_dim});
 }
 
-int64_t CacheBytesPerToken(const ModelGeometry& geometry, int64_t element_bytes) {
-  return 2 * geometry.blocks * geometry.kv_heads * geometry.head_dim * element_bytes;
-}
-
 }  // namespace gradq

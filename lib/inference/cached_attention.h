@@ -50,7 +50,4 @@ class CachedAttention : public Attention {
   std::vector<KeyValueCache> caches_;
 };
 
-// Bytes per token of all blocks' caches, `element_bytes` each.
-int64_t CacheBytesPerToken(const ModelGeometry& geometry, int64_t element_bytes);
-
 }  // namespace gradq

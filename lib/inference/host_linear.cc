@@ -14,9 +14,6 @@
 namespace gradq {
 namespace {
 
-// Weights decoded at a time: large enough for an efficient product, small enough for the cache.
-constexpr int64_t kPanelWeights = int64_t{1} << 19;
-
 void MultiplyCodes(const kernels::LutMatrix& matrix, const float* x, int64_t batch, float* y,
                    ThreadPool* pool) {
   kernels::LutMatmul(matrix, x, batch, y, pool);
@@ -46,7 +43,7 @@ class HostLinear : public PackedMatrix {
     if (tokens <= kernels::kLutMatmulBatch) {
       MultiplyCodes(matrix_, x.const_data_ptr<float>(), tokens, y.mutable_data_ptr<float>(), pool_);
     } else {
-      const int64_t step = PanelRows(kPanelWeights, in, out);
+      const int64_t step = PanelRows(kHostPanelWeights, in, out);
       for (int64_t begin = 0; begin < out; begin += step) {
         const int64_t end = std::min(begin + step, out);
         const at::Tensor panel = scratch_->Take(end - begin, in, x.options());

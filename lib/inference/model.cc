@@ -1,18 +1,21 @@
 #include "lib/inference/model.h"
 
-#include <ATen/Context.h>
-#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/StreamGuard.h>
 
-#include <charconv>
+#include <span>
 #include <utility>
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/format/artifact.h"
 #include "lib/format/checkpoint.h"
+#include "lib/inference/compute_device.h"
+#include "lib/inference/compute_queue.h"
+#include "lib/inference/model_memory.h"
 #include "lib/inference/packed_linear.h"
 #include "lib/inference/torch_status.h"
 #include "lib/inference/transformer_model.h"
+#include "lib/kernels/cuda_device.h"
 
 namespace gradq {
 namespace {
@@ -31,24 +34,10 @@ class BorrowedFolder : public ReadableFolder {
   const ReadableFolder& folder_;
 };
 
-absl::StatusOr<at::Device> ParseDevice(const std::string& device) {
-  if (device == "cpu") return at::Device(at::kCPU);
-  int ordinal = -1;
-  if (device.starts_with("cuda:")) {
-    const char* end = device.data() + device.size();
-    const auto [rest, error] = std::from_chars(device.data() + 5, end, ordinal);
-    if (error == std::errc() && rest == end && ordinal >= 0 && ordinal < 128) {
-      return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(ordinal));
-    }
-  }
-  return absl::InvalidArgumentError(StrCat("device is not cpu or cuda:N: ", device));
-}
-
 // What dense and packed models share; `with_linears` false leaves the linears to the caller.
 absl::StatusOr<TransformerModel::Parts> LoadParts(const TensorSource& source,
                                                   const ModelGeometry& geometry, at::Device device,
-                                                  bool with_linears) {
-  const at::ScalarType type = device.is_cpu() ? at::kFloat : at::kBFloat16;
+                                                  at::ScalarType type, bool with_linears) {
   TransformerModel::Parts parts;
   parts.geometry = geometry;
   parts.device = device;
@@ -69,24 +58,34 @@ absl::StatusOr<TransformerModel::Parts> LoadParts(const TensorSource& source,
   return parts;
 }
 
-absl::StatusOr<TransformerModel::Parts> LoadDense(const Checkpoint& checkpoint, at::Device device) {
-  GRADQ_ASSIGN_OR_RETURN(TransformerModel::Parts parts, LoadParts(checkpoint, checkpoint.geometry(),
-                                                                  device, /*with_linears=*/true));
+absl::StatusOr<TransformerModel::Parts> LoadDense(const Checkpoint& checkpoint, at::Device device,
+                                                  const LoadOptions& options) {
+  const ModelGeometry& geometry = checkpoint.geometry();
+  const at::ScalarType type = ScalarTypeOf(options.compute_type, device);
+  const ModelMemory needed = MemoryOfDense(geometry, type);
+  GRADQ_RETURN_IF_ERROR(
+      CheckRoom(options, checkpoint.folder().path(), device, needed.weights() + needed.scratch));
+  GRADQ_ASSIGN_OR_RETURN(TransformerModel::Parts parts,
+                         LoadParts(checkpoint, geometry, device, type, /*with_linears=*/true));
   parts.linears = std::make_unique<DenseLinearOp>(*parts.blocks, 0);
+  parts.by_step = device.is_cuda() && DecodeStep::Serves(geometry);
   return parts;
 }
 
 absl::StatusOr<TransformerModel::Parts> LoadPacked(const Artifact& artifact, at::Device device,
-                                                   ThreadPool* pool) {
+                                                   const LoadOptions& options) {
+  const ModelGeometry& geometry = artifact.geometry();
+  const at::ScalarType type = ScalarTypeOf(options.compute_type, device);
+  const PackedForm form = FormOf(device, type);
+  const ModelMemory needed = MemoryOfArtifact(artifact, form, type);
+  GRADQ_RETURN_IF_ERROR(
+      CheckRoom(options, artifact.folder().path(), device, needed.weights() + needed.scratch));
   GRADQ_ASSIGN_OR_RETURN(
       TransformerModel::Parts parts,
-      LoadParts(artifact.dense(), artifact.geometry(), device, /*with_linears=*/false));
-  auto linears = std::make_unique<PackedLinearOp>(
-      *parts.blocks, FormOf(device, parts.embedding.scalar_type()), device, pool);
-  static constexpr LinearKind kO[] = {LinearKind::kO}, kDown[] = {LinearKind::kDown};
-  static constexpr std::span<const LinearKind> kGroups[] = {kQkv, kO, kGateUp, kDown};
-  for (int block = 0; block < artifact.geometry().blocks; ++block) {
-    for (const std::span<const LinearKind> kinds : kGroups) {
+      LoadParts(artifact.dense(), geometry, device, type, /*with_linears=*/false));
+  auto linears = std::make_unique<PackedLinearOp>(*parts.blocks, form, device, options.pool);
+  for (int block = 0; block < geometry.blocks; ++block) {
+    for (const std::span<const LinearKind> kinds : kInputGroups) {
       std::vector<QuantizedLinear> read;
       for (const LinearKind kind : kinds) {
         GRADQ_ASSIGN_OR_RETURN(QuantizedLinear linear,
@@ -99,47 +98,47 @@ absl::StatusOr<TransformerModel::Parts> LoadPacked(const Artifact& artifact, at:
   }
   parts.quantized = true;
   parts.linear_bytes = linears->bytes();
+  parts.panel_weights = PanelWeightsOf(form);
+  parts.by_step = device.is_cuda() && linears->all_tiles() && DecodeStep::Serves(geometry);
   parts.linears = std::move(linears);
   return parts;
 }
 
 absl::StatusOr<TransformerModel::Parts> LoadAny(const ReadableFolder& folder, at::Device device,
-                                                ThreadPool* pool) {
+                                                const LoadOptions& options) {
   GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
                          Checkpoint::Open(std::make_unique<BorrowedFolder>(folder)));
-  if (!checkpoint->quantized()) return LoadDense(*checkpoint, device);
+  if (!checkpoint->quantized()) return LoadDense(*checkpoint, device, options);
   GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<Artifact> artifact,
                          Artifact::Open(std::make_unique<BorrowedFolder>(folder)));
-  return LoadPacked(*artifact, device, pool);
+  return LoadPacked(*artifact, device, options);
 }
 
 }  // namespace
-
-absl::Status CheckComputeDevice(const std::string& device) {
-  GRADQ_ASSIGN_OR_RETURN(const at::Device parsed, ParseDevice(device));
-  if (parsed.is_cpu()) return absl::OkStatus();
-  if (!at::hasCUDA()) {
-    return absl::FailedPreconditionError(
-        StrCat("this build computes on the CPU only, or the machine has no CUDA driver: ", device));
-  }
-  const int count = at::detail::getCUDAHooks().deviceCount();
-  if (parsed.index() >= count) {
-    return absl::FailedPreconditionError(
-        StrCat("the machine has fewer CUDA devices: ", device, ", ", count));
-  }
-  return absl::OkStatus();
-}
 
 absl::StatusOr<std::unique_ptr<Model>> Model::Load(const ReadableFolder& folder,
                                                    const LoadOptions& options) {
   GRADQ_RETURN_IF_ERROR(CheckComputeDevice(options.device));
   GRADQ_ASSIGN_OR_RETURN(const at::Device device, ParseDevice(options.device));
+  int multiprocessors = 1;
+  if (device.is_cuda()) {
+    GRADQ_ASSIGN_OR_RETURN(const kernels::CudaDevice properties,
+                           kernels::QueryCudaDevice(device.index()));
+    multiprocessors = properties.multiprocessors;
+  }
   std::unique_ptr<Model> model;
-  GRADQ_RETURN_IF_ERROR(TorchStatus(StrCat("loading ", folder.path()), [&]() -> absl::Status {
-    GRADQ_ASSIGN_OR_RETURN(TransformerModel::Parts parts, LoadAny(folder, device, options.pool));
+  const absl::Status status = TorchStatus(StrCat("loading ", folder.path()), [&]() -> absl::Status {
+    const c10::StreamGuard stream(ComputeStream(device));
+    GRADQ_ASSIGN_OR_RETURN(TransformerModel::Parts parts, LoadAny(folder, device, options));
+    parts.multiprocessors = multiprocessors;
     model = std::make_unique<TransformerModel>(std::move(parts));
     return absl::OkStatus();
-  }));
+  });
+  if (!status.ok()) {
+    // Nothing of what was loaded lives any more, but libtorch keeps its memory.
+    ReleaseCachedMemory(device);
+    return status;
+  }
   return model;
 }
 

@@ -5,9 +5,11 @@
 // Every call on the one compute thread (the one that called SetUpNumerics).
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -19,14 +21,36 @@ namespace gradq {
 
 class ThreadPool;
 
+// What activations, embeddings and norms are kept and multiplied in; the residual stream is fp32
+// everywhere. Default: fp32 on the CPU, bf16 on CUDA, whose range holds the activations of every
+// model; the packed kernels take bf16 as fp16, exactly between 2^-14 and 65504.
+enum class ComputeType { kDefault, kFloat32, kFloat16, kBFloat16 };
+// "float32" on the CPU, "float16" or "bfloat16" on CUDA, "" for the default; INVALID_ARGUMENT.
+absl::StatusOr<ComputeType> ParseComputeType(std::string_view word, const std::string& device);
+
 struct LoadOptions {
   std::string device = "cpu";  // or "cuda:0"
+  // Any on any device; packed linears in fp16 and bf16 are slow on the CPU (a test's oracle).
+  ComputeType compute_type = ComputeType::kDefault;
   // Runs the packed kernels; must outlive the model. Null: they run on the calling thread.
   ThreadPool* pool = nullptr;
+  // Bytes free on the device before a model is loaded. Null: asked of the driver on CUDA, taken as
+  // enough on the CPU.
+  std::function<absl::StatusOr<int64_t>()> free_bytes = nullptr;
 };
 
-// FAILED_PRECONDITION when this build or machine cannot compute on `device`; INVALID_ARGUMENT when
-// it is no device.
+// Bytes that a model takes on its device.
+struct ModelMemory {
+  int64_t linears = 0;          // packed or dense, with copies of biases
+  int64_t kept = 0;             // embedding, head, norms, biases
+  int64_t cache_per_token = 0;  // keys and values of one sequence
+  int64_t scratch = 0;          // of the largest pass, estimated (lib/catalog/inference_memory.h)
+  int64_t weights() const { return linears + kept; }
+};
+
+// INVALID_ARGUMENT when `device` is no device's name; FAILED_PRECONDITION when this build or
+// machine cannot compute on it: no CUDA, fewer devices, a compute capability below 8.0; UNAVAILABLE
+// when the driver is older than the runtime (with both versions).
 absl::Status CheckComputeDevice(const std::string& device);
 
 // Tokens that a model has seen, as their keys and values. Compute thread.
@@ -42,13 +66,15 @@ class Model {
   // Decides by config.json whether the folder is dense or quantized, and reads the weights; the
   // folder is not needed afterwards. Errors as Checkpoint::Open and Artifact::Open;
   // INVALID_ARGUMENT naming a tensor with NaN or Inf; RESOURCE_EXHAUSTED when memory does not
-  // suffice.
+  // suffice, with needed and free bytes, on CUDA before a weight is read. What was loaded by then
+  // is freed.
   static absl::StatusOr<std::unique_ptr<Model>> Load(const ReadableFolder& folder,
                                                      const LoadOptions& options);
 
   virtual const ModelGeometry& geometry() const = 0;
+  virtual ModelMemory memory() const = 0;
   // Resident bytes of weights; packed linears count packed.
-  virtual int64_t weight_bytes() const = 0;
+  int64_t weight_bytes() const { return memory().weights(); }
   virtual bool quantized() const = 0;
 
   // Whole windows, for scoring. RunWindows takes `tokens` [sequences × length] through all blocks

@@ -11,7 +11,12 @@
 namespace gradq {
 
 PackedForm FormOf(at::Device device, at::ScalarType type) {
-  return device.is_cpu() && type == at::kFloat ? PackedForm::kHost : PackedForm::kTile;
+  if (type != at::kFloat) return PackedForm::kTile;
+  return device.is_cpu() ? PackedForm::kHost : PackedForm::kAten;
+}
+
+int64_t PanelWeightsOf(PackedForm form) {
+  return form == PackedForm::kTile ? kTilePanelWeights : kHostPanelWeights;
 }
 
 PackedLinearOp::PackedLinearOp(const std::vector<BlockWeights>& weights, PackedForm form,
@@ -40,10 +45,12 @@ void PackedLinearOp::Set(int block, std::span<const LinearKind> kinds,
 void PackedLinearOp::Add(int block, std::span<const LinearKind> kinds, const QuantizedLinear& rows,
                          std::span<const QuantizedLinear> linears) {
   Group group;
+  const bool tiles =
+      form_ == PackedForm::kTile && ThereAreTileKernels(rows.encoding, rows.bits, rows.group_size);
+  all_tiles_ &= tiles;
   if (form_ == PackedForm::kHost) {
     group.matrix = MakeHostMatrix(rows, pool_, &scratch_);
-  } else if (form_ == PackedForm::kTile &&
-             ThereAreTileKernels(rows.encoding, rows.bits, rows.group_size)) {
+  } else if (tiles) {
     group.matrix = MakeTileMatrix(rows, device_, pool_, &scratch_);
   } else {
     group.matrix = MakeAtenMatrix(rows, device_);

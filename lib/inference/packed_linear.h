@@ -24,6 +24,9 @@ enum class PackedForm { kHost, kTile, kAten };
 // take kAten instead of kTile.
 PackedForm FormOf(at::Device device, at::ScalarType type);
 
+// Of a panel of decoded rows.
+int64_t PanelWeightsOf(PackedForm form);
+
 class PackedLinearOp : public LinearOp {
  public:
   // `weights` holds the biases and must outlive this, as must `pool` (may be null).
@@ -38,6 +41,8 @@ class PackedLinearOp : public LinearOp {
   at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) override;
   std::vector<at::Tensor> ApplyTogether(int block, std::span<const LinearKind> kinds,
                                         const at::Tensor& x) override;
+  // All by tile kernels: nothing in a product of one token waits for the host.
+  bool all_tiles() const { return all_tiles_; }
   // Memory held by codes, tables, scales, zero points, outliers and copies of biases.
   int64_t bytes() const;
 
@@ -67,6 +72,7 @@ class PackedLinearOp : public LinearOp {
   const at::Device device_;
   ThreadPool* const pool_;
   PanelScratch scratch_;
+  bool all_tiles_ = true;
   std::vector<Group> groups_;
   std::vector<Place> places_;  // block · kLinearsPerBlock + kind
 };

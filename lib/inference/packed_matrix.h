@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "lib/base/thread_pool.h"
+#include "lib/catalog/inference_memory.h"
 #include "lib/format/quantized_linear.h"
 
 namespace gradq {
@@ -26,9 +27,6 @@ class PackedMatrix {
   // Memory held by codes, tables, scales, zero points and outliers.
   virtual int64_t bytes() const = 0;
 };
-
-// Weights that the tile form decodes at a time, on a device.
-inline constexpr int64_t kTilePanelWeights = int64_t{1} << 24;
 
 // Where rows are decoded for a product with many tokens: one for all matrices of a model.
 class PanelScratch {

@@ -9,6 +9,7 @@
 #include <span>
 
 #include "absl/status/statusor.h"
+#include "lib/catalog/inference_memory.h"
 #include "lib/inference/model.h"
 
 namespace gradq {
@@ -30,8 +31,8 @@ struct ComparisonResult {
 
 // What bounds memory; results do not depend on it.
 struct ScoringLimits {
-  int64_t batch_tokens = 2048;            // of a forward pass, at least one window
-  int64_t row_bytes = int64_t{32} << 20;  // of log-probabilities at a time, at least one row
+  int64_t batch_tokens = kScoringTokens;  // of a forward pass, at least one window
+  int64_t row_bytes = kScoringRowBytes;   // of log-probabilities at a time, at least one row
 };
 
 // `windows` [sequences × length] token ids, length ≥ 2. `cancelled` is asked between batches (may

@@ -10,6 +10,7 @@
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
+#include "lib/catalog/inference_memory.h"
 #include "lib/inference/compute_queue.h"
 #include "lib/inference/decode_sequence.h"
 #include "lib/inference/torch_status.h"
@@ -24,25 +25,32 @@ int64_t BytesOf(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : 0;
 }
 
-int64_t BytesOf(const TransformerModel::Parts& parts) {
-  int64_t bytes = parts.linear_bytes + BytesOf(parts.embedding) + BytesOf(parts.head.norm);
-  if (!parts.geometry.tied_embeddings) bytes += BytesOf(parts.head.lm_head);
+ModelMemory MemoryOf(const TransformerModel::Parts& parts) {
+  ModelMemory memory;
+  memory.linears = parts.linear_bytes;
+  memory.kept = BytesOf(parts.embedding) + BytesOf(parts.head.norm);
+  if (!parts.geometry.tied_embeddings) memory.kept += BytesOf(parts.head.lm_head);
   for (const BlockWeights& block : *parts.blocks) {
     for (const at::Tensor* tensor :
          {&block.input_norm, &block.post_norm, &block.q_norm, &block.k_norm}) {
-      bytes += BytesOf(*tensor);
+      memory.kept += BytesOf(*tensor);
     }
     for (int i = 0; i < kLinearsPerBlock; ++i) {
-      bytes += BytesOf(block.weight[i]) + BytesOf(block.bias[i]);
+      memory.linears += BytesOf(block.weight[i]);
+      memory.kept += BytesOf(block.bias[i]);
     }
   }
-  return bytes;
+  const auto element_bytes = static_cast<double>(parts.embedding.element_size());
+  memory.cache_per_token = static_cast<int64_t>(CacheBytesPerToken(parts.geometry, element_bytes));
+  memory.scratch =
+      static_cast<int64_t>(ScratchBytes(parts.geometry, element_bytes, parts.panel_weights));
+  return memory;
 }
 
 }  // namespace
 
 TransformerModel::TransformerModel(Parts parts)
-    : parts_(std::move(parts)), weight_bytes_(BytesOf(parts_)), windows_(parts_.geometry) {
+    : parts_(std::move(parts)), memory_(MemoryOf(parts_)), windows_(parts_.geometry) {
   if (!parts_.by_step) return;
   step_ = std::make_unique<DecodeStep>(DecodeStep::Weights{.geometry = parts_.geometry,
                                                            .embedding = parts_.embedding,
@@ -50,6 +58,17 @@ TransformerModel::TransformerModel(Parts parts)
                                                            .blocks = *parts_.blocks,
                                                            .linears = *parts_.linears},
                                        parts_.multiprocessors);
+}
+
+absl::Status TransformerModel::Compute(std::string_view what,
+                                       absl::FunctionRef<absl::Status()> body) const {
+  const absl::Status status = TorchStatus(what, [&] {
+    const c10::InferenceMode no_gradients;
+    const c10::StreamGuard stream(ComputeStream(parts_.device));
+    return body();
+  });
+  if (absl::IsResourceExhausted(status)) ReleaseCachedMemory(parts_.device);
+  return status;
 }
 
 absl::Status TransformerModel::CheckTokens(std::span<const int32_t> tokens,
@@ -97,9 +116,7 @@ at::Tensor TransformerModel::Run(std::span<const int32_t> tokens, int64_t sequen
 absl::Status TransformerModel::RunWindows(std::span<const int32_t> tokens, int64_t sequences) {
   GRADQ_CHECK(sequences >= 1 && tokens.size() % static_cast<size_t>(sequences) == 0);
   GRADQ_RETURN_IF_ERROR(CheckTokens(tokens, static_cast<int64_t>(tokens.size()) / sequences));
-  return TorchStatus("forward pass", [&] {
-    const c10::InferenceMode no_gradients;
-    const c10::StreamGuard stream(ComputeStream(parts_.device));
+  return Compute("forward pass", [&] {
     states_ = Run(tokens, sequences, windows_).view({-1, parts_.geometry.hidden_size});
     return absl::OkStatus();
   });
@@ -108,9 +125,7 @@ absl::Status TransformerModel::RunWindows(std::span<const int32_t> tokens, int64
 absl::StatusOr<std::span<const float>> TransformerModel::LogProbabilities(int64_t begin,
                                                                           int64_t rows) {
   GRADQ_CHECK(states_.defined() && begin >= 0 && begin + rows <= states_.size(0));
-  GRADQ_RETURN_IF_ERROR(TorchStatus("logits", [&] {
-    const c10::InferenceMode no_gradients;
-    const c10::StreamGuard stream(ComputeStream(parts_.device));
+  GRADQ_RETURN_IF_ERROR(Compute("logits", [&] {
     const at::Tensor x = states_.slice(0, begin, begin + rows).unsqueeze(0);
     log_probabilities_ = Logits(parts_.geometry, parts_.head, x)
                              .to(at::kFloat)
@@ -148,9 +163,7 @@ absl::StatusOr<std::vector<float>> TransformerModel::Decode(Sequence& sequence,
   const int64_t after = before + static_cast<int64_t>(tokens.size());
   GRADQ_RETURN_IF_ERROR(CheckTokens(tokens, after));
   std::vector<float> logits;
-  const absl::Status status = TorchStatus("decoding", [&] {
-    const c10::InferenceMode no_gradients;
-    const c10::StreamGuard stream(ComputeStream(parts_.device));
+  const absl::Status status = Compute("decoding", [&] {
     attention.Reserve(after);
     at::Tensor last;
     if (step_ != nullptr && tokens.size() == 1) {

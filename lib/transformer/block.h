@@ -40,10 +40,6 @@ class LinearOp {
                                                 const at::Tensor& x);
 };
 
-// Linears of a block that read the same input.
-inline constexpr LinearKind kQkv[] = {LinearKind::kQ, LinearKind::kK, LinearKind::kV};
-inline constexpr LinearKind kGateUp[] = {LinearKind::kGate, LinearKind::kUp};
-
 // How queries meet keys and values. q [sequences, heads, tokens, head_dim], k and v [sequences,
 // kv_heads, tokens, head_dim], rotary applied. Result [sequences, heads, tokens, head_dim].
 class Attention {
