@@ -191,7 +191,11 @@ class DecodeOpsTest : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
     if (!GetParam()) return;
-    if (const auto why = WhyNoDevice()) GTEST_SKIP() << *why;
+    const auto why = WhyNoDevice();
+    if (!why) return;
+    // A test that has failed is not skipped: only a fatal failure keeps its body from running.
+    if (HasFailure()) FAIL() << *why;
+    GTEST_SKIP() << *why;
   }
 
   // What `run` gives on the place under test, the same under every thread order, is that of the
