@@ -25,7 +25,8 @@ using boost::context::detail::transfer_t;
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxSharedBytes = 227 * 1024;
-constexpr size_t kStackBytes = 128 * 1024;
+// 65 cache lines more than a power of two: the tops of all stacks do not meet in one cache set.
+constexpr size_t kStackBytes = 128 * 1024 + 65 * 64;
 constexpr int kGuardBytes = 256;  // on both sides of shared memory
 constexpr char kGuard = 0x5a;
 constexpr int kPoison = 0xff;
@@ -59,6 +60,18 @@ struct Warp {
   int mask = 0;
 };
 
+// Of the calling thread's earlier grids: fresh memory would cost a page fault per fiber.
+struct Stacks {
+  std::unique_ptr<Words4[]> memory;
+  int count = 0;
+};
+thread_local Stacks spare_stacks;
+
+Stacks TakeStacks(int count) {
+  if (spare_stacks.count >= count) return std::exchange(spare_stacks, {});
+  return {std::make_unique_for_overwrite<Words4[]>(count * (kStackBytes / 16)), count};
+}
+
 bool IsAligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
 
 void Land(const std::vector<AsyncCopy>& group) {
@@ -81,9 +94,16 @@ class EmulatedBlock {
         seed_(seed),
         random_(seed),
         body_(body),
-        stacks_(std::make_unique_for_overwrite<Words4[]>(shape.threads * (kStackBytes / 16))),
+        stacks_(TakeStacks(shape.threads)),
         memory_(new Words4[(shape.shared_bytes + 15) / 16 + 2 * kGuardBytes / 16]),
         shared_(reinterpret_cast<char*>(memory_.get()) + kGuardBytes) {}
+
+  // Stacks of fibers left halfway are not used again.
+  ~EmulatedBlock() {
+    if (status_.ok()) spare_stacks = std::move(stacks_);
+  }
+  EmulatedBlock(const EmulatedBlock&) = delete;
+  EmulatedBlock& operator=(const EmulatedBlock&) = delete;
 
   // All threads of block (x, y).
   absl::Status Run(int64_t x, int64_t y);
@@ -112,7 +132,7 @@ class EmulatedBlock {
   static void Enter(transfer_t from);
   void Suspend() { scheduler_ = jump_fcontext(scheduler_, nullptr).fctx; }
   char* Stack(int thread) const {
-    return reinterpret_cast<char*>(stacks_.get()) + thread * kStackBytes;
+    return reinterpret_cast<char*>(stacks_.memory.get()) + thread * kStackBytes;
   }
   // When no lane can run: opens the barrier, or says what keeps it shut.
   void OpenBarrier();
@@ -133,7 +153,7 @@ class EmulatedBlock {
   const uint32_t seed_;
   std::mt19937 random_;
   absl::FunctionRef<void(const EmulatedSimt&)> body_;
-  std::unique_ptr<Words4[]> stacks_;
+  Stacks stacks_;
   std::unique_ptr<Words4[]> memory_;
   char* shared_;
   int64_t x_ = 0;

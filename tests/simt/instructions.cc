@@ -10,6 +10,16 @@ uint16_t Low(uint32_t pair) { return static_cast<uint16_t>(pair & 0xffff); }
 uint16_t High(uint32_t pair) { return static_cast<uint16_t>(pair >> 16); }
 uint32_t Pair(uint16_t low, uint16_t high) { return low | static_cast<uint32_t>(high) << 16; }
 
+// Without branches, for loops over it, and without subnormal floats, which are slow.
+float Widen(uint32_t half) {
+  const uint32_t magnitude = half & 0x7fff;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const float subnormal = std::bit_cast<float>((magnitude << 13) + (113u << 23)) - 0x1p-14f;
+  const uint32_t finite = magnitude < 0x400 ? std::bit_cast<uint32_t>(subnormal) : normal;
+  const uint32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;
+  return std::bit_cast<float>(finite | special | (half & 0x8000) << 16);
+}
+
 }  // namespace
 
 uint32_t PermuteBytes(uint32_t low, uint32_t high, uint32_t selector) {
@@ -33,25 +43,16 @@ uint16_t RoundToHalf(double value) {
   // The exponent of the half: 11 significant bits above 2^-14, steps of 2^-24 below.
   int exponent = static_cast<int>(bits >> 52 & 0x7ff) - 1023;
   if (exponent < -14) exponent = -14;
-  const double step = std::bit_cast<double>(static_cast<uint64_t>(exponent - 10 + 1023) << 52);
+  const auto steps_in_one =
+      std::bit_cast<double>(static_cast<uint64_t>(10 - exponent + 1023) << 52);
   // In steps at most 2048: adding 2^52 rounds to an integer, to even in a tie.
-  const double rounded = magnitude / step + 0x1p52;
+  const double rounded = magnitude * steps_in_one + 0x1p52;
   const auto steps = static_cast<int>(std::bit_cast<uint64_t>(rounded) & 0xfff);
   // A carry out of the significand makes the next exponent, and infinity beyond the last.
   return static_cast<uint16_t>(sign | ((exponent + 14) * 1024 + steps));
 }
 
-float HalfValue(uint16_t half) {
-  const uint32_t exponent = half >> 10 & 0x1f;
-  const uint32_t fraction = half & 0x3ff;
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-  if (exponent == 0) {
-    const float value = static_cast<float>(fraction) * 0x1p-24f;
-    return sign != 0 ? -value : value;
-  }
-  const uint32_t wide = exponent == 31 ? 0xff : exponent + 112;
-  return std::bit_cast<float>(sign | wide << 23 | fraction << 13);
-}
+float HalfValue(uint16_t half) { return Widen(half); }
 
 uint32_t SubtractHalves(uint32_t a, uint32_t b) {
   const auto subtract = [](uint16_t x, uint16_t y) {
@@ -68,8 +69,8 @@ uint32_t MultiplyHalves(uint32_t a, uint32_t b) {
 }
 
 void MultiplyAccumulate(const MmaLane (&lanes)[32]) {
-  double a[16][16];  // [row][k]
-  double b[16][8];   // [k][column]
+  uint16_t halves_of_a[16 * 16];  // [row][k]
+  uint16_t halves_of_b[16 * 8];   // [k][column]
   for (int lane = 0; lane < 32; ++lane) {
     const int group = lane / 4;
     const int member = lane % 4;
@@ -78,14 +79,18 @@ void MultiplyAccumulate(const MmaLane (&lanes)[32]) {
       const uint32_t word = lanes[lane].a[i / 2];
       const int row = (i < 2 || (i >= 4 && i < 6)) ? group : group + 8;
       const int k = member * 2 + (i & 1) + (i >= 4 ? 8 : 0);
-      a[row][k] = HalfValue(i % 2 == 0 ? Low(word) : High(word));
+      halves_of_a[row * 16 + k] = i % 2 == 0 ? Low(word) : High(word);
     }
     for (int i = 0; i < 4; ++i) {
       const uint32_t word = lanes[lane].b[i / 2];
       const int k = member * 2 + (i & 1) + (i >= 2 ? 8 : 0);
-      b[k][group] = HalfValue(i % 2 == 0 ? Low(word) : High(word));
+      halves_of_b[k * 8 + group] = i % 2 == 0 ? Low(word) : High(word);
     }
   }
+  double a[16 * 16];
+  double b[16 * 8];
+  for (int i = 0; i < 16 * 16; ++i) a[i] = Widen(halves_of_a[i]);
+  for (int i = 0; i < 16 * 8; ++i) b[i] = Widen(halves_of_b[i]);
   double c[16][8];
   const auto place = [](int lane, int i) {
     struct Place {
@@ -102,7 +107,8 @@ void MultiplyAccumulate(const MmaLane (&lanes)[32]) {
   }
   for (int row = 0; row < 16; ++row) {
     for (int k = 0; k < 16; ++k) {
-      for (int column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
+      for (int column = 0; column < 8; ++column)
+        c[row][column] += a[row * 16 + k] * b[k * 8 + column];
     }
   }
   for (int lane = 0; lane < 32; ++lane) {
