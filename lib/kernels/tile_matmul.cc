@@ -16,10 +16,14 @@ absl::Status CheckMatrix(const TileView& matrix) {
         StrCat("no tile kernels of this width: ", matrix.bits, " bits, ",
                matrix.encoding == TileEncoding::kLut ? "lut" : "affine"));
   }
-  // Kernels count columns and rows in 32 bits.
+  // Kernels count rows, columns and 16-byte vectors of codes in 32 bits.
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
-  if (matrix.out_features < 1 || matrix.in_features < 1 || matrix.out_features > kMost ||
-      matrix.in_features > kMost || matrix.codes == nullptr) {
+  const bool rows_fit = matrix.out_features >= 1 && matrix.out_features <= kMost;
+  const bool columns_fit = matrix.in_features >= 1 && matrix.in_features <= kMost;
+  const int64_t tiles = (matrix.out_features + kTileRows - 1) / kTileRows;
+  const int64_t vectors = VectorsPerChunk(matrix.bits) * int64_t{kWarpLanes};
+  if (!rows_fit || !columns_fit || matrix.codes == nullptr ||
+      matrix.chunks > std::numeric_limits<uint32_t>::max() / tiles / vectors) {
     return absl::InvalidArgumentError(StrCat(
         "not a tile matrix of a usable size: ", matrix.out_features, " x ", matrix.in_features));
   }

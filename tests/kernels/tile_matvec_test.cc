@@ -162,6 +162,7 @@ TEST_P(TileMatvecTest, EqualsExactProduct) {
       const TileProblemOptions options = Options(out, in, outliers);
       const TileProblem problem = MakeTileProblem(options);
       std::vector<int64_t> batches = {1 + turn % 8, 9 + turn % 8};
+      if (machine() == Machine::kEmulator && in > 4096) batches.erase(batches.begin() + turn % 2);
       if (machine() == Machine::kDevice && out * in < 1 << 20) {
         batches.resize(kTileMatvecBatch);
         for (int64_t b = 0; b < kTileMatvecBatch; ++b) batches[b] = b + 1;

@@ -76,12 +76,24 @@ class TileDecoder<S, TileEncoding::kLut, kBits> {
     for (int half = 0; half < 2; ++half) {
       uint32_t selector[2];
       Selectors<kBits>(window, half, selector);
+      uint32_t pick[2] = {};
+      if constexpr (kBits == 4) {
+        // A nibble's top bit means something else to prmt: both halves of a plane are looked up
+        // with the lower three bits, and the top bit picks between the two.
+        GRADQ_UNROLL
+        for (int q = 0; q < 2; ++q) {
+          pick[q] = (selector[q] >> 1 & 0x44444444) | 0x32103210;
+          selector[q] &= 0x77777777;
+        }
+      }
       GRADQ_UNROLL
       for (int step = 0; step < 4; ++step) {
         // prmt reads the low four nibbles.
-        const uint32_t nibbles = selector[step / 2] >> (step % 2 * 16);
-        const uint32_t low = Look(s, low_[half], nibbles);
-        const uint32_t high = Look(s, high_[half], nibbles);
+        const int shift = step % 2 * 16;
+        const uint32_t low =
+            Look(s, low_[half], selector[step / 2] >> shift, pick[step / 2] >> shift);
+        const uint32_t high =
+            Look(s, high_[half], selector[step / 2] >> shift, pick[step / 2] >> shift);
         out->a[step][half] = s.Prmt(low, high, 0x5140);
         out->a[step][2 + half] = s.Prmt(low, high, 0x7362);
       }
@@ -91,17 +103,13 @@ class TileDecoder<S, TileEncoding::kLut, kBits> {
  private:
   // Four bytes of a plane.
   static GRADQ_DEVICE uint32_t Look(const S& s, const uint32_t (&plane)[kPlaneWords],
-                                    uint32_t nibbles) {
+                                    uint32_t nibbles, uint32_t pick) {
     if constexpr (kBits == 2) {
       return s.Prmt(plane[0], plane[0], nibbles);
     } else if constexpr (kBits == 3) {
       return s.Prmt(plane[0], plane[1], nibbles);
     } else {
-      // A nibble's top bit means something else to prmt: both halves of the plane are looked up
-      // with the lower three bits, and the top bit picks between the two.
-      const uint32_t index = nibbles & 0x7777;
-      const uint32_t pick = (nibbles >> 1 & 0x4444) | 0x3210;
-      return s.Prmt(s.Prmt(plane[0], plane[1], index), s.Prmt(plane[2], plane[3], index), pick);
+      return s.Prmt(s.Prmt(plane[0], plane[1], nibbles), s.Prmt(plane[2], plane[3], nibbles), pick);
     }
   }
 

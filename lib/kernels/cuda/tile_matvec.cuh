@@ -36,22 +36,24 @@ GRADQ_DEVICE uint32_t HalfPair(const S& s, const BFloat16*, uint32_t pair) {
   return s.PackHalf2(FloatOf(pair << 16), FloatOf(pair & 0xffff0000));
 }
 
-// Columns column .. column + 15 of a row of x as fp16 pairs, zeros from `in` on. `vectors`: rows
-// are 16-byte aligned and in % 8 is 0.
+// Columns column .. column + 15 of a row of x as fp16 pairs, zeros from `in` on. `vectors`, the
+// same for the whole warp: none of its columns is beyond `in`, and rows are 16-byte aligned.
 template <class S, class T>
 GRADQ_DEVICE void ReadColumns(const S& s, const T* row, int column, int in, bool vectors,
                               uint32_t (&pair)[kLaneColumns / 2]) {
+  const auto* from = reinterpret_cast<const Words4*>(row + column);
   if (vectors) {
     GRADQ_UNROLL
     for (int v = 0; v < 2; ++v) {
-      if (column + 8 * v >= in) continue;
-      const Words4 words = s.Load(reinterpret_cast<const Words4*>(row + column) + v);
+      const Words4 words = s.Load(from + v);
       GRADQ_UNROLL
       for (int i = 0; i < 4; ++i) pair[4 * v + i] = HalfPair(s, row, words.word[i]);
     }
     return;
   }
-  // Rare, so it is kept small rather than fast.
+  GRADQ_UNROLL
+  for (int i = 0; i < kLaneColumns / 2; ++i) pair[i] = 0;
+  // The rest is rare, so it is kept small rather than fast.
   const int end = in < column + kLaneColumns ? in : column + kLaneColumns;
   GRADQ_KEEP_LOOP
   for (int at = column; at < end; at += 2) {
@@ -72,6 +74,7 @@ class TileMatvecWarp {
   static constexpr int kBatchTiles = Shape::kBatchTiles;
   static constexpr int kWindows = WindowsPerChunk(kBits);
   static constexpr int kVectors = VectorsPerChunk(kBits);
+  static constexpr int kOfChunk = kVectors * kWarpLanes;
   static constexpr int kDepth = TileMatvecDepth(kEncoding, kBits, kRowTiles, kBatchTiles);
 
   GRADQ_DEVICE TileMatvecWarp(const S& s, const TileMatvecArgs<T>& args)
@@ -81,7 +84,16 @@ class TileMatvecWarp {
         warp_(s.thread() / kWarpLanes),
         warps_(s.threads() / kWarpLanes),
         lane_(s.thread() % kWarpLanes),
-        vectors_(in_ % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % sizeof(Words4) == 0) {}
+        aligned_(in_ % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % sizeof(Words4) == 0) {
+    GRADQ_UNROLL
+    for (int i = 0; i < kRowTiles; ++i)
+      codes_[i] = static_cast<uint32_t>(Tile(i) * args.matrix.chunks) * kOfChunk + lane_;
+    GRADQ_UNROLL
+    for (int j = 0; j < kBatchTiles; ++j) {
+      const int token = 8 * j + lane_ / 4;
+      x_[j] = args.x + static_cast<int64_t>(token < args.batch ? token : args.batch - 1) * in_;
+    }
+  }
 
   GRADQ_DEVICE void Run() {
     const int chunks = static_cast<int>(args_.matrix.chunks);
@@ -131,16 +143,11 @@ class TileMatvecWarp {
   GRADQ_DEVICE int Column(int chunk, int window) const {
     return chunk * ChunkColumns(kBits) + window * kWindowColumns + lane_ % 4 * kLaneColumns;
   }
-  GRADQ_DEVICE const T* Token(int token) const {
-    return args_.x + static_cast<int64_t>(token) * in_;
-  }
 
   GRADQ_DEVICE void FetchChunk(int slot, int chunk) {
     GRADQ_UNROLL
     for (int i = 0; i < kRowTiles; ++i) {
-      const Words4* from = args_.matrix.codes +
-                           (Tile(i) * args_.matrix.chunks + chunk) * (kVectors * kWarpLanes) +
-                           lane_;
+      const Words4* from = args_.matrix.codes + codes_[i] + static_cast<uint32_t>(chunk) * kOfChunk;
       GRADQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const Words4 words = s_.LoadStreaming(from + v * kWarpLanes);
@@ -158,13 +165,11 @@ class TileMatvecWarp {
   GRADQ_DEVICE void MultiplyChunk(int slot, int chunk) {
     GRADQ_UNROLL
     for (int window = 0; window < kWindows; ++window) {
-      uint32_t x[kBatchTiles][kLaneColumns / 2] = {};
+      const int end = chunk * ChunkColumns(kBits) + (window + 1) * kWindowColumns;
+      uint32_t x[kBatchTiles][kLaneColumns / 2];
       GRADQ_UNROLL
-      for (int j = 0; j < kBatchTiles; ++j) {
-        const int token = 8 * j + lane_ / 4;
-        if (token < args_.batch)
-          ReadColumns(s_, Token(token), Column(chunk, window), in_, vectors_, x[j]);
-      }
+      for (int j = 0; j < kBatchTiles; ++j)
+        ReadColumns(s_, x_[j], Column(chunk, window), in_, aligned_ && end <= in_, x[j]);
       GRADQ_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
         WindowFragments weights;
@@ -238,9 +243,9 @@ class TileMatvecWarp {
   // Bits of x in an entry's column. What fills a group up is 0 and stays away from x, whose first
   // column may hold an infinity.
   GRADQ_DEVICE uint32_t Activation(uint32_t entry, int run, int batch_tile) const {
-    const int token = 8 * batch_tile + lane_ / 4;
-    if (entry == 0 || token >= args_.batch) return 0;
-    return Token(token)[run * static_cast<int>(kOutlierRun) + static_cast<int>(entry & 0xfff)].bits;
+    if (entry == 0) return 0;
+    return x_[batch_tile][run * static_cast<int>(kOutlierRun) + static_cast<int>(entry & 0xfff)]
+        .bits;
   }
 
   // [warp][token][row] in shared memory; then every thread adds up some outputs.
@@ -281,7 +286,11 @@ class TileMatvecWarp {
   const int warp_;
   const int warps_;
   const int lane_;
-  const bool vectors_;
+  const bool aligned_;
+  uint32_t codes_[kRowTiles];  // this lane's first vector; 32 bits reach 64 GB
+  // This lane's token of every batch tile. A lane beyond the batch has its last token: what it
+  // computes belongs to a column of the product that is not stored.
+  const T* x_[kBatchTiles];
   Decoder decoder_[kRowTiles];
   uint32_t code_[kDepth][kRowTiles][4 * kVectors];
   typename Decoder::Numbers numbers_[kDepth][kRowTiles][kWindows];

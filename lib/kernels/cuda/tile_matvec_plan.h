@@ -30,7 +30,7 @@ constexpr int TileMatvecDepth(TileEncoding encoding, int bits, int row_tiles, in
   const int words = 4 * vectors + (lut ? 0 : 2 * row_tiles * WindowsPerChunk(bits));
   const int tables = lut ? row_tiles << bits : 0;
   const int sums = 4 * row_tiles * batch_tiles + 8 * batch_tiles;
-  const int fit = ((lut ? 88 : 72) - tables - sums) / words;
+  const int fit = ((lut ? 80 : 72) - tables - sums) / words;
   const int wanted = 6 / vectors < 2 ? 2 : 6 / vectors;
   return fit < wanted ? fit : wanted;
 }
