@@ -4,7 +4,6 @@
 
 #include "absl/time/time.h"
 #include "lib/base/status_macros.h"
-#include "lib/inference/model.h"
 #include "lib/transformer/numerics.h"
 
 namespace gradq {
@@ -16,15 +15,16 @@ constexpr absl::Duration kSpin = absl::Microseconds(50);
 
 }  // namespace
 
-ComputeThread::ComputeThread(int threads, std::string device)
-    : pool_(threads, kSpin), device_(std::move(device)) {
+ComputeThread::ComputeThread(int threads, std::string device, ComputeType compute_type)
+    : pool_(threads, kSpin), device_(std::move(device)), compute_type_(compute_type) {
   thread_ = std::thread([this] { Loop(); });
 }
 
 absl::StatusOr<std::unique_ptr<ComputeThread>> ComputeThread::Start(int threads,
-                                                                    const std::string& device) {
+                                                                    const std::string& device,
+                                                                    ComputeType compute_type) {
   GRADQ_RETURN_IF_ERROR(CheckComputeDevice(device));
-  std::unique_ptr<ComputeThread> compute(new ComputeThread(threads, device));
+  std::unique_ptr<ComputeThread> compute(new ComputeThread(threads, device, compute_type));
   // libtorch's thread counts belong to the thread that sets them.
   absl::StatusOr<std::string> numerics;
   compute->Run([&] { numerics = SetUpNumerics(threads, device); });

@@ -13,6 +13,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "lib/base/thread_pool.h"
+#include "lib/inference/model.h"
 
 namespace gradq {
 
@@ -20,8 +21,8 @@ class ComputeThread {
  public:
   // Starts it and sets up its numerics. INVALID_ARGUMENT and FAILED_PRECONDITION as
   // CheckComputeDevice.
-  static absl::StatusOr<std::unique_ptr<ComputeThread>> Start(int threads,
-                                                              const std::string& device);
+  static absl::StatusOr<std::unique_ptr<ComputeThread>> Start(
+      int threads, const std::string& device, ComputeType compute_type = ComputeType::kDefault);
   // Nobody may wait in Run.
   ~ComputeThread();
   ComputeThread(const ComputeThread&) = delete;
@@ -33,6 +34,10 @@ class ComputeThread {
   // For use by work.
   ThreadPool* pool() { return &pool_; }
   const std::string& device() const { return device_; }
+  // How its models are loaded; lives as long as this.
+  LoadOptions load_options() {
+    return {.device = device_, .compute_type = compute_type_, .pool = &pool_};
+  }
   const std::string& numerics_class() const { return numerics_class_; }
 
  private:
@@ -41,11 +46,12 @@ class ComputeThread {
     bool done = false;
   };
 
-  ComputeThread(int threads, std::string device);
+  ComputeThread(int threads, std::string device, ComputeType compute_type);
   void Loop();
 
   ThreadPool pool_;
   const std::string device_;
+  const ComputeType compute_type_;
   std::string numerics_class_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/inference/sampler.h"
@@ -55,8 +56,7 @@ absl::StatusOr<Sampling> ReadSampling(const v1::GenerateRequest& request) {
 InferenceService::InferenceService(ModelRoot root, size_t max_models, ComputeThread* compute)
     : root_(std::move(root)),
       compute_(compute),
-      store_({.device = compute->device(), .pool = compute->pool()},
-             std::max<size_t>(2, max_models)) {}
+      store_(compute->load_options(), std::max<size_t>(2, max_models)) {}
 
 absl::StatusOr<std::shared_ptr<ServedModel>> InferenceService::Find(const std::string& model) {
   GRADQ_ASSIGN_OR_RETURN(const std::string path, root_.Resolve(model));
@@ -88,8 +88,14 @@ absl::Status InferenceService::LoadModel(const v1::LoadModelRequest& request,
                                          v1::LoadModelResponse* response) {
   GRADQ_ASSIGN_OR_RETURN(const std::shared_ptr<ServedModel> model, Find(request.model()));
   response->set_model(model->path);
-  response->set_weight_bytes(model->model->weight_bytes());
+  const ModelMemory memory = model->model->memory();
+  response->set_weight_bytes(memory.weights());
   response->set_quantized(model->model->quantized());
+  response->set_device(compute_->device());
+  response->set_linear_bytes(memory.linears);
+  response->set_kept_bytes(memory.kept);
+  response->set_cache_bytes_per_token(memory.cache_per_token);
+  response->set_scratch_bytes(memory.scratch);
   return absl::OkStatus();
 }
 
@@ -151,11 +157,12 @@ absl::Status InferenceService::Generate(grpc::ServerContext* context,
 
   TextStream text(*served->tokenizer, next);
   std::unique_ptr<Sequence> sequence;
+  const absl::Cleanup freed = [&] { compute_->Run([&] { sequence.reset(); }); };
   for (int step = 0;; ++step) {
     if (context->IsCancelled()) return absl::CancelledError("the client is gone");
     absl::StatusOr<std::vector<float>> logits;
-    // The sequence lives on the compute thread, as all tensors do; one token at a time lets several
-    // generations take turns.
+    // The sequence lives and dies on the compute thread, as all tensors do; one token at a time
+    // lets several generations take turns.
     compute_->Run([&] {
       if (sequence == nullptr) sequence = model.NewSequence();
       logits = model.Decode(*sequence, next);

@@ -34,6 +34,7 @@ struct InferenceFlags {
   std::string coordinator;
   std::string name = DefaultWorkerName();
   std::string device = "cpu";
+  std::string compute_dtype;
   std::string model_root;
   size_t max_models = 2;
   absl::Duration connect_timeout = absl::Seconds(60);
@@ -46,7 +47,15 @@ void AddInferenceFlags(CLI::App& app, InferenceFlags* flags) {
                  "Coordinator whose artifacts are validated; without it only clients are served")
       ->type_name("HOST:PORT");
   app.add_option("--name", flags->name, "Stable name of this worker (letters, digits, - _ .)");
-  app.add_option("--device", flags->device, "cpu or cuda:N");
+  app.add_option("--device", flags->device,
+                 "Where models run: cpu, or cuda:N (compute capability 8.0 and up) with weights "
+                 "uploaded packed")
+      ->capture_default_str();
+  app.add_option(
+         "--compute-dtype", flags->compute_dtype,
+         "Of activations, on CUDA: bfloat16 (default) or float16, which is more precise but "
+         "overflows beyond 65504; on the CPU float32")
+      ->type_name("DTYPE");
   app.add_option("--model-root", flags->model_root,
                  "Clients may name models below this folder; on loopback default: all")
       ->type_name("DIR");
@@ -88,8 +97,10 @@ absl::StatusOr<std::unique_ptr<Session>> OpenSession(const InferenceFlags& flags
 
 absl::Status Serve(const InferenceFlags& flags) {
   GRADQ_ASSIGN_OR_RETURN(ModelRoot root, OpenModelRoot(flags));
+  GRADQ_ASSIGN_OR_RETURN(const ComputeType type,
+                         ParseComputeType(flags.compute_dtype, flags.device));
   GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<ComputeThread> compute,
-                         ComputeThread::Start(flags.server.threads, flags.device));
+                         ComputeThread::Start(flags.server.threads, flags.device, type));
   InferenceService service(std::move(root), flags.max_models, compute.get());
   GRADQ_ASSIGN_OR_RETURN(
       const std::unique_ptr<RpcServer> server,
@@ -150,6 +161,7 @@ int main(int argc, char** argv) {
       "the "
       "validation of a coordinator's artifacts.\n\nExamples:\n"
       "  gradq-inference --listen 127.0.0.1:7500 --model-root /models\n"
+      "  gradq-inference --listen 127.0.0.1:7500 --device cuda:0\n"
       "  gradq-inference --coordinator 127.0.0.1:7400 --name i1 --threads 8");
   gradq::InferenceFlags flags;
   gradq::AddInferenceFlags(app, &flags);

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -82,6 +83,16 @@ absl::StatusOr<std::shared_ptr<ServedModel>> LoadServed(const ReadableFolder& fo
 
 }  // namespace
 
+bool ModelStore::PutIdleAway() {
+  for (auto at = models_.rbegin(); at != models_.rend(); ++at) {
+    if (at->use_count() > 1) continue;  // a call would keep its memory
+    LogInfo("model is put away for another one: ", (*at)->path);
+    models_.erase(std::next(at).base());
+    return true;
+  }
+  return false;
+}
+
 absl::StatusOr<std::shared_ptr<ServedModel>> ModelStore::Get(const std::string& path) {
   GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFolder> folder, OpenLocalFolder(path));
   GRADQ_ASSIGN_OR_RETURN(std::string fingerprint, Fingerprint(*folder));
@@ -100,11 +111,18 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelStore::Get(const std::string& 
     LogInfo("model is put away: ", models_.back()->path);
     models_.pop_back();
   }
-  GRADQ_ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> loaded, LoadServed(*folder, options_));
-  loaded->fingerprint = std::move(fingerprint);
-  LogInfo("model is loaded: ", path, ", ", loaded->model->weight_bytes(), " bytes",
-          loaded->model->quantized() ? ", quantized" : "");
-  models_.push_front(loaded);
+  absl::StatusOr<std::shared_ptr<ServedModel>> loaded = LoadServed(*folder, options_);
+  while (absl::IsResourceExhausted(loaded.status()) && PutIdleAway()) {
+    loaded = LoadServed(*folder, options_);
+  }
+  GRADQ_RETURN_IF_ERROR(loaded.status());
+  (*loaded)->fingerprint = std::move(fingerprint);
+  const ModelMemory memory = (*loaded)->model->memory();
+  LogInfo("model is loaded: ", path, (*loaded)->model->quantized() ? ", quantized" : "",
+          ", bytes on ", options_.device, ": linears ", memory.linears,
+          ", embedding, head, norms and biases ", memory.kept, ", cache per token ",
+          memory.cache_per_token, ", scratch about ", memory.scratch);
+  models_.push_front(*loaded);
   return loaded;
 }
 

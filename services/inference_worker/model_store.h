@@ -31,11 +31,15 @@ class ModelStore {
   ModelStore(LoadOptions options, size_t limit) : options_(std::move(options)), limit_(limit) {}
 
   // shared_ptr: a model that is pushed out by another stays until its calls end. `path` is
-  // resolved. Errors as Model::Load; FAILED_PRECONDITION without tokenizer.json; INVALID_ARGUMENT
+  // resolved. Where memory does not suffice, idle ones are put away.
+  // Errors as Model::Load; FAILED_PRECONDITION without tokenizer.json; INVALID_ARGUMENT
   // for a broken one or wrong end tokens.
   absl::StatusOr<std::shared_ptr<ServedModel>> Get(const std::string& path);
 
  private:
+  // The least recently used model that no call uses; false when there is none.
+  bool PutIdleAway();
+
   const LoadOptions options_;
   const size_t limit_;
   std::list<std::shared_ptr<ServedModel>> models_;  // the most recently used first

@@ -176,7 +176,7 @@ absl::StatusOr<v1::Comparison> ValidateRunner::Validate(Attempt& attempt) {
   absl::StatusOr<ComparisonResult> result = absl::UnknownError("did not run");
   compute_->Run([&] {
     result = [&]() -> absl::StatusOr<ComparisonResult> {
-      const LoadOptions options = {.device = compute_->device(), .pool = compute_->pool()};
+      const LoadOptions options = compute_->load_options();
       GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model, Model::Load(*artifact, options));
       if (attempt.stopped()) return absl::CancelledError(attempt.stop_reason());
       GRADQ_ASSIGN_OR_RETURN(const std::unique_ptr<Model> reference,

@@ -20,6 +20,7 @@
 #include "services/rpc/server.h"
 #include "services/rpc/status.h"
 #include "tests/base/temporary_folder.h"
+#include "tests/inference/quantized_folder.h"
 
 extern char** environ;
 
@@ -27,6 +28,7 @@ namespace gradq {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
 class InferenceBinary : public ::testing::Test {
@@ -83,7 +85,13 @@ TEST_F(InferenceBinary, WrongUse) {
   EXPECT_EQ(Run({"--device", "gpu"}), 1);
   EXPECT_THAT(Output(), HasSubstr("device is not cpu or cuda:N: gpu"));
   EXPECT_EQ(Run({"--device", "cuda:120"}), 1);
-  EXPECT_THAT(Output(), HasSubstr("cuda:120"));
+  // Without CUDA, or with fewer devices.
+  EXPECT_THAT(Output(), AllOf(HasSubstr("cuda:120"),
+                              AnyOf(HasSubstr("this build has no CUDA"), HasSubstr(" devices"))));
+  EXPECT_EQ(Run({"--compute-dtype", "float16"}), 1);
+  EXPECT_THAT(Output(), HasSubstr("float16 on cpu"));
+  EXPECT_EQ(Run({"--compute-dtype", "int8", "--device", "cuda:0"}), 1);
+  EXPECT_THAT(Output(), HasSubstr("int8 on cuda:0"));
   EXPECT_EQ(Run({"--model-root", folder_ / "absent"}), 1);
   EXPECT_THAT(Output(), AllOf(HasSubstr("--model-root"), HasSubstr(folder_ / "absent")));
   EXPECT_EQ(Run({"--listen", "0.0.0.0:0", "--insecure"}), 1);
@@ -108,6 +116,35 @@ TEST_F(InferenceBinary, ServesUntilSigterm) {
   stub.reset();  // an idle client sees the server's goodbye only after seconds
   kill(pid_, SIGTERM);
   EXPECT_EQ(Wait(), 0) << Output();
+}
+
+TEST_F(InferenceBinary, ArtifactOfANewerFormatIsRefused) {
+  const std::string path = folder_ / "artifact";
+  WriteQuantizedFolder(std::string(GRADQ_FIXTURES) + "/tiny-llama", {.bits = 4}, path);
+  std::string record = *ReadFile(path + "/gradq.json");
+  const std::string version = "\"format_version\":";
+  const size_t at = record.find(version);
+  ASSERT_NE(at, std::string::npos) << record.substr(0, 400);
+  record.replace(at + version.size(), record.find_first_of(",}", at) - at - version.size(), "9");
+  ASSERT_TRUE(WriteFileAtomically(path + "/gradq.json", record).ok());
+
+  Start({"--port-file", folder_ / "port", "--threads", "1"});
+  const auto address = WaitForPortFile(folder_ / "port", absl::Seconds(20), [] { return false; });
+  ASSERT_TRUE(address.ok()) << address.status() << Output();
+  auto stub = v1::InferenceService::NewStub(*Dial(*address, {}));
+  const auto load = [&](const std::string& model) {
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Seconds(20));
+    v1::LoadModelRequest request;
+    request.set_model(model);
+    v1::LoadModelResponse response;
+    return FromGrpc(stub->LoadModel(&context, request, &response));
+  };
+  const absl::Status refused = load(path);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented) << refused;
+  EXPECT_THAT(std::string(refused.message()), AllOf(HasSubstr("newer"), HasSubstr("9")));
+  // It goes on serving.
+  EXPECT_TRUE(load(std::string(GRADQ_FIXTURES) + "/tiny-llama").ok());
 }
 
 TEST_F(InferenceBinary, UnreachableCoordinatorIsAnError) {

@@ -108,6 +108,11 @@ TEST_F(InferenceServiceTest, LoadModelTellsDenseFromQuantized) {
     const absl::Status status = FromGrpc(stub_->LoadModel(&context, request, &response));
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(response.quantized(), i == 1);
+    EXPECT_EQ(response.weight_bytes(), response.linear_bytes() + response.kept_bytes());
+    // tiny-llama's 2 blocks of 2 key heads of 24 in fp32, keys and values.
+    EXPECT_EQ(response.cache_bytes_per_token(), 2 * 2 * 2 * 24 * 4);
+    EXPECT_GT(response.scratch_bytes(), 0);
+    EXPECT_EQ(response.device(), "cpu");
     bytes[i++] = response.weight_bytes();
   }
   EXPECT_LT(bytes[1], bytes[0] / 2);
@@ -306,6 +311,66 @@ TEST(TextStreamTest, PiecesAreUtf8AndTogetherTheText) {
     all += *stream.Finish();
     EXPECT_EQ(all, *(*tokenizer)->Decode(ids));
   }
+}
+
+TEST(ModelStoreTest, IdleModelsMakeRoom) {
+  const TestFolder folder;
+  const std::string copy = folder.path() + "/copy";
+  std::filesystem::copy(kTiny, copy, std::filesystem::copy_options::recursive);
+  const auto compute = ComputeThread::Start(1, "cpu");
+  ASSERT_TRUE(compute.ok());
+  (*compute)->Run([&] {
+    LoadOptions options = (*compute)->load_options();
+    // Room for one model.
+    int64_t room = 0;
+    options.free_bytes = [&]() -> absl::StatusOr<int64_t> { return room; };
+    ModelStore store(options, 4);
+    const auto refused = store.Get(kTiny);
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+    room = int64_t{1} << 30;
+    std::shared_ptr<ServedModel> first = *store.Get(kTiny);
+    room = 0;
+    // In use: nothing can be put away for the other one, and it stays loaded.
+    EXPECT_EQ(store.Get(copy).status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_EQ(*store.Get(kTiny), first);
+    const std::weak_ptr<ServedModel> watched = first;
+    first.reset();
+    EXPECT_FALSE(watched.expired());
+    EXPECT_EQ(store.Get(copy).status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(watched.expired());
+    room = int64_t{1} << 30;
+    EXPECT_TRUE(store.Get(copy).ok());
+  });
+}
+
+// The linears in the layout of CUDA, in fp16, through the whole service.
+TEST(TileServiceTest, ScoresAsOnTheHost) {
+  const TestFolder folder;
+  const std::string quantized = folder.path() + "/three";
+  WriteQuantizedFolder(kTiny, {.bits = 3, .outliers = true}, quantized);
+  double perplexity[2] = {};
+  int i = 0;
+  for (const ComputeType type : {ComputeType::kFloat32, ComputeType::kFloat16}) {
+    const auto compute = ComputeThread::Start(1, "cpu", type);
+    ASSERT_TRUE(compute.ok());
+    InferenceService service(*ModelRoot::Open("/"), 2, compute->get());
+    v1::ScoreRequest request;
+    request.set_model(quantized);
+    request.set_text(FixtureText(kTiny, 3000));
+    request.set_length(64);
+    request.set_max_sequences(4);
+    const auto server = RpcServer::Start({}, {&service});
+    ASSERT_TRUE(server.ok());
+    const auto stub = v1::InferenceService::NewStub(*Dial((*server)->address(), {}));
+    grpc::ClientContext context;
+    SetDeadline(context, absl::Seconds(60));
+    v1::ScoreResponse response;
+    const absl::Status status = FromGrpc(stub->Score(&context, request, &response));
+    ASSERT_TRUE(status.ok()) << status;
+    perplexity[i++] = response.perplexity();
+  }
+  EXPECT_NEAR(perplexity[1] / perplexity[0], 1, 2e-3);
+  EXPECT_NE(perplexity[1], perplexity[0]);
 }
 
 TEST(ComputeThreadTest, WorkRunsOnOneThreadInOrder) {
