@@ -330,11 +330,11 @@ absl::Status LaunchTokenAttention(const TokenAttentionArgs& args, const Launch& 
     const bool vectors =
         args.head_dim % 8 == 0 && Aligned(args.q) && Aligned(args.keys) && Aligned(args.values);
     // Without vectors, for which no model is known, every head reads its keys alone.
-    const absl::Status parts = !vectors     ? LaunchAttentionParts<T, 1, false>(args, launch)
-                               : group == 1 ? LaunchAttentionParts<T, 1, true>(args, launch)
-                               : group == 2 ? LaunchAttentionParts<T, 2, true>(args, launch)
-                               : group <= 4 ? LaunchAttentionParts<T, 4, true>(args, launch)
-                                            : LaunchAttentionParts<T, 8, true>(args, launch);
+    absl::Status parts = !vectors     ? LaunchAttentionParts<T, 1, false>(args, launch)
+                         : group == 1 ? LaunchAttentionParts<T, 1, true>(args, launch)
+                         : group == 2 ? LaunchAttentionParts<T, 2, true>(args, launch)
+                         : group <= 4 ? LaunchAttentionParts<T, 4, true>(args, launch)
+                                      : LaunchAttentionParts<T, 8, true>(args, launch);
     if (!parts.ok() || args.splits == 1) return parts;
     using Join = JoinSplitsKernel<T>;
     LaunchShape shape;
