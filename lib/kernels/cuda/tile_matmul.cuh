@@ -140,17 +140,16 @@ class TileMatmulWarp {
       const int token = i / kUnits % Shape::kTokens;
       const int split = i / kUnits / Shape::kTokens;
       const int column = ColumnOf(stage, split) + i % kUnits * 8;
-      const bool valid = first_token_ + token < operands_.batch;
-      Words4 words = {};
-      for (int c = 0; valid && c < 8 && column + c < in_; ++c) {
-        const uint32_t bits = operands_.x[int64_t{first_token_ + token} * in_ + column + c];
-        GRADQ_UNROLL
-        for (int w = 0; w < 4; ++w) {
-          if (c / 2 == w) words.word[w] |= bits << (c % 2 * 16);
-        }
-      }
+      Words4 words;
+      GRADQ_UNROLL
+      for (int w = 0; w < 4; ++w)
+        words.word[w] = Element(token, column + 2 * w) | Element(token, column + 2 * w + 1) << 16;
       *reinterpret_cast<Words4*>(Unit(stage, split, token, i % kUnits)) = words;
     }
+  }
+  GRADQ_DEVICE uint32_t Element(int token, int column) const {
+    const int64_t row = first_token_ + token;
+    return row < operands_.batch && column < in_ ? operands_.x[row * in_ + column] : 0;
   }
 
   // bf16 -> fp16, each thread what it has copied itself.
