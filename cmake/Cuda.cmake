@@ -29,5 +29,6 @@ foreach(lib c10_cuda torch_cuda)
   add_library(gradq_import_${lib} SHARED IMPORTED)
   set_target_properties(gradq_import_${lib} PROPERTIES IMPORTED_LOCATION ${TORCH_DIR}/lib/lib${lib}.so)
 endforeach()
-target_link_libraries(gradq_torch INTERFACE gradq_import_torch_cuda gradq_import_c10_cuda gradq_import_cudart)
+# Not cudart with its headers: objects without CUDA are then the release preset's and come out of the compiler cache.
+target_link_libraries(gradq_torch INTERFACE gradq_import_torch_cuda gradq_import_c10_cuda)
 target_link_options(gradq_torch INTERFACE -Wl,--no-as-needed -Wl,--allow-shlib-undefined)
