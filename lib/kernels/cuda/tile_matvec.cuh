@@ -86,9 +86,6 @@ class TileMatvecWarp {
         lane_(s.thread() % kWarpLanes),
         aligned_(in_ % 8 == 0 && reinterpret_cast<uintptr_t>(args.x) % sizeof(Words4) == 0) {
     GRADQ_UNROLL
-    for (int i = 0; i < kRowTiles; ++i)
-      codes_[i] = static_cast<uint32_t>(Tile(i) * args.matrix.chunks) * kOfChunk + lane_;
-    GRADQ_UNROLL
     for (int j = 0; j < kBatchTiles; ++j) {
       const int token = 8 * j + lane_ / 4;
       x_[j] = args.x + static_cast<int64_t>(token < args.batch ? token : args.batch - 1) * in_;
@@ -112,21 +109,34 @@ class TileMatvecWarp {
         for (int r = 0; r < 4; ++r) sum_[i][j][r] = 0;
       }
     }
-    if (args_.matrix.outlier_begin != nullptr) FetchFirstOutliers();
+    const bool outliers = args_.matrix.outlier_begin != nullptr;
+    if (outliers) {
+      GRADQ_UNROLL
+      for (int i = 0; i < kRowTiles; ++i) FirstOutliers(i);
+    }
 
-    // Slot k holds chunk first + k · warps, and is filled anew as soon as that is used.
+    // Slot k holds chunk first + k · warps, and is filled anew as soon as that is used. Groups of
+    // outliers are multiplied in between, as long as there are any, so that they wait for their
+    // activations while codes are under way.
     for (int first = warp_; first < chunks; first += kDepth * warps_) {
       GRADQ_UNROLL
       for (int slot = 0; slot < kDepth; ++slot) {
         const int chunk = first + slot * warps_;
         const int next = chunk + kDepth * warps_;
         if (chunk < chunks) MultiplyChunk(slot, chunk);
+        GRADQ_UNROLL
+        for (int i = slot % kRowTiles; i < kRowTiles; i += kDepth) {
+          if (outliers) MultiplyOutliers(i);
+        }
         if (next < chunks) FetchChunk(slot, next);
       }
     }
-    if (args_.matrix.outlier_begin != nullptr) {
+    if (outliers) {
       GRADQ_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) MultiplyOutliers(i);
+      for (int i = 0; i < kRowTiles; ++i) {
+        GRADQ_KEEP_LOOP
+        while (run_[i] < Runs()) MultiplyOutliers(i);
+      }
     }
     Join();
   }
@@ -135,11 +145,16 @@ class TileMatvecWarp {
   using Decoder = TileDecoder<S, kEncoding, kBits>;
 
   // The last block may have less than kRowTiles: it computes some twice and stores them once.
-  GRADQ_DEVICE int64_t Tile(int i) const {
-    const int64_t tile = s_.block_x() * kRowTiles + i;
-    const int64_t last = args_.matrix.row_tiles - 1;
+  GRADQ_DEVICE int Tile(int i) const {
+    const int tile = static_cast<int>(s_.block_x()) * kRowTiles + i;
+    const int last = static_cast<int>(args_.matrix.row_tiles) - 1;
     return tile < last ? tile : last;
   }
+  // Starts of the lists of outliers of one row tile.
+  GRADQ_DEVICE const uint32_t* OutlierBegin(int i) const {
+    return args_.matrix.outlier_begin + static_cast<int64_t>(Tile(i)) * Runs();
+  }
+  GRADQ_DEVICE int Runs() const { return static_cast<int>(args_.matrix.runs); }
   GRADQ_DEVICE int Column(int chunk, int window) const {
     return chunk * ChunkColumns(kBits) + window * kWindowColumns + lane_ % 4 * kLaneColumns;
   }
@@ -147,7 +162,10 @@ class TileMatvecWarp {
   GRADQ_DEVICE void FetchChunk(int slot, int chunk) {
     GRADQ_UNROLL
     for (int i = 0; i < kRowTiles; ++i) {
-      const Words4* from = args_.matrix.codes + codes_[i] + static_cast<uint32_t>(chunk) * kOfChunk;
+      // Vectors of 16 bytes; 32 bits of them reach 64 GB.
+      const auto at = static_cast<uint32_t>(Tile(i)) * static_cast<uint32_t>(args_.matrix.chunks) +
+                      static_cast<uint32_t>(chunk);
+      const Words4* from = args_.matrix.codes + (at * kOfChunk + static_cast<uint32_t>(lane_));
       GRADQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const Words4 words = s_.LoadStreaming(from + v * kWarpLanes);
@@ -187,54 +205,52 @@ class TileMatvecWarp {
     }
   }
 
-  // Of each row tile's groups of outliers, this warp has every warps-th. The first is fetched
-  // early, as it waits for memory twice.
-  GRADQ_DEVICE void FetchFirstOutliers() {
-    const int64_t runs = args_.matrix.runs;
-    GRADQ_UNROLL
-    for (int i = 0; i < kRowTiles; ++i) {
-      const uint32_t* begin = args_.matrix.outlier_begin + Tile(i) * runs;
-      group_[i] = begin[0] + static_cast<uint32_t>(warp_);
-      group_end_[i] = begin[runs];
-      if (group_[i] < group_end_[i]) entries_[i] = FetchOutliers(group_[i]);
-    }
+  // Of each row tile's groups of outliers, this warp has every warps-th. entries_[i] are those of
+  // group group_[i], which belongs to run run_[i] and is before run_end_[i]; no groups are left
+  // when run_[i] is Runs().
+  GRADQ_DEVICE void FirstOutliers(int i) {
+    group_[i] = OutlierBegin(i)[0] + static_cast<uint32_t>(warp_);
+    run_end_[i] = OutlierBegin(i)[1];
+    run_[i] = 0;
+    FetchOutliers(i);
   }
-  // A lane's four entries: those at k = 2t, 2t + 1, 2t + 8, 2t + 9 of the mma.
-  GRADQ_DEVICE Words4 FetchOutliers(uint32_t group) const {
-    return s_.LoadStreaming(reinterpret_cast<const Words4*>(args_.matrix.outliers) +
-                            static_cast<int64_t>(group) * (kOutlierGroup / 4) + lane_ % 4);
+  GRADQ_DEVICE void FetchOutliers(int i) {
+    while (group_[i] >= run_end_[i]) {
+      if (++run_[i] == Runs()) return;
+      run_end_[i] = OutlierBegin(i)[run_[i] + 1];
+    }
+    // A lane's four entries: those at k = 2t, 2t + 1, 2t + 8, 2t + 9 of the mma.
+    entries_[i] =
+        s_.LoadStreaming(reinterpret_cast<const Words4*>(args_.matrix.outliers) +
+                         static_cast<int64_t>(group_[i]) * (kOutlierGroup / 4) + lane_ % 4);
   }
 
+  // One group, if there is one left.
   GRADQ_DEVICE void MultiplyOutliers(int i) {
-    const uint32_t* run_end = args_.matrix.outlier_begin + Tile(i) * args_.matrix.runs + 1;
-    const int last_run = static_cast<int>(args_.matrix.runs) - 1;
-    int run = 0;
-    while (group_[i] < group_end_[i]) {
-      while (run < last_run && group_[i] >= run_end[run]) ++run;
-      const Words4 entries = entries_[i];
-      group_[i] += warps_;
-      if (group_[i] < group_end_[i]) entries_[i] = FetchOutliers(group_[i]);
-      uint32_t a[4];
+    if (run_[i] == Runs()) return;
+    uint32_t x[kBatchTiles][4];
+    uint32_t a[4];
+    GRADQ_UNROLL
+    for (int e = 0; e < 4; ++e) {
       GRADQ_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const uint32_t row = static_cast<uint32_t>(lane_ / 4 + 8 * half);
-        GRADQ_UNROLL
-        for (int pair = 0; pair < 2; ++pair) {
-          a[2 * pair + half] = ValueInRow(entries.word[2 * pair], row) |
-                               ValueInRow(entries.word[2 * pair + 1], row) << 16;
-        }
-      }
+      for (int j = 0; j < kBatchTiles; ++j) x[j][e] = Activation(entries_[i].word[e], run_[i], j);
+    }
+    GRADQ_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t row = static_cast<uint32_t>(lane_ / 4 + 8 * half);
       GRADQ_UNROLL
-      for (int j = 0; j < kBatchTiles; ++j) {
-        uint32_t b[2];
-        GRADQ_UNROLL
-        for (int pair = 0; pair < 2; ++pair) {
-          b[pair] = HalfPair(s_, args_.x,
-                             Activation(entries.word[2 * pair], run, j) |
-                                 Activation(entries.word[2 * pair + 1], run, j) << 16);
-        }
-        s_.Mma(sum_[i][j], a, b);
+      for (int pair = 0; pair < 2; ++pair) {
+        a[2 * pair + half] = ValueInRow(entries_[i].word[2 * pair], row) |
+                             ValueInRow(entries_[i].word[2 * pair + 1], row) << 16;
       }
+    }
+    group_[i] += static_cast<uint32_t>(warps_);
+    FetchOutliers(i);
+    GRADQ_UNROLL
+    for (int j = 0; j < kBatchTiles; ++j) {
+      const uint32_t b[2] = {HalfPair(s_, args_.x, x[j][0] | x[j][1] << 16),
+                             HalfPair(s_, args_.x, x[j][2] | x[j][3] << 16)};
+      s_.Mma(sum_[i][j], a, b);
     }
   }
   static GRADQ_DEVICE uint32_t ValueInRow(uint32_t entry, uint32_t row) {
@@ -287,7 +303,6 @@ class TileMatvecWarp {
   const int warps_;
   const int lane_;
   const bool aligned_;
-  uint32_t codes_[kRowTiles];  // this lane's first vector; 32 bits reach 64 GB
   // This lane's token of every batch tile. A lane beyond the batch has its last token: what it
   // computes belongs to a column of the product that is not stored.
   const T* x_[kBatchTiles];
@@ -296,7 +311,8 @@ class TileMatvecWarp {
   typename Decoder::Numbers numbers_[kDepth][kRowTiles][kWindows];
   float sum_[kRowTiles][kBatchTiles][4];
   uint32_t group_[kRowTiles];
-  uint32_t group_end_[kRowTiles];
+  uint32_t run_end_[kRowTiles];
+  int run_[kRowTiles];
   Words4 entries_[kRowTiles];
 };
 
