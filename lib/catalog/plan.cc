@@ -246,7 +246,11 @@ absl::StatusOr<Plan> MakePlan(const PlanInputs& inputs) {
   GRADQ_RETURN_IF_ERROR(CheckAverageBits(resolved.geometry, resolved.recipe));
   GRADQ_ASSIGN_OR_RETURN(std::vector<Round> program,
                          MakeProgram(resolved.recipe, resolved.sequences));
-  return Planner(resolved, *row, std::move(program)).Make();
+  GRADQ_ASSIGN_OR_RETURN(Plan plan, Planner(resolved, *row, std::move(program)).Make());
+  plan.inference_cpu = PredictInference(resolved.geometry, resolved.recipe, InferenceTarget::kCpu);
+  plan.inference_cuda =
+      PredictInference(resolved.geometry, resolved.recipe, InferenceTarget::kCuda);
+  return plan;
 }
 
 double AverageBits(const ModelGeometry& geometry, const Recipe& recipe, int bits) {

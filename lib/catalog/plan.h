@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "lib/catalog/geometry.h"
+#include "lib/catalog/inference_memory.h"
 #include "lib/catalog/program.h"
 #include "lib/catalog/recipe.h"
 
@@ -56,6 +57,9 @@ struct Plan {
   double pass_flop = 0;
   double statistics_flop = 0;
   double solve_flop = 0;
+  // Of running the artifact.
+  InferenceMemory inference_cpu;
+  InferenceMemory inference_cuda;
 };
 
 // INVALID_ARGUMENT: what ResolveRecipe and MakeProgram refuse; average bits out of reach; groups,

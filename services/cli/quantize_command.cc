@@ -53,6 +53,15 @@ absl::Status RunQuantize(const QuantizeFlags& flags) {
   return absl::OkStatus();
 }
 
+std::string InferenceLine(const v1::InferenceMemory& memory) {
+  const auto bytes = [](int64_t count) { return FormatBytes(static_cast<double>(count)); };
+  return StrCat(bytes(memory.linear_bytes() + memory.kept_bytes()), " (linears ",
+                bytes(memory.linear_bytes()), ", embedding, head, norms ",
+                bytes(memory.kept_bytes()), "), scratch about ", bytes(memory.scratch_bytes()),
+                ", cache ", bytes(memory.cache_bytes_per_token()), " per token, ",
+                bytes(memory.cache_bytes()), " at the longest");
+}
+
 absl::Status RunPlan(const QuantizeFlags& flags, const std::string& coordinator, bool insecure) {
   std::unique_ptr<LocalCluster> cluster;
   std::string target = coordinator;
@@ -94,6 +103,8 @@ absl::Status RunPlan(const QuantizeFlags& flags, const std::string& coordinator,
               FormatBytes(static_cast<double>(plan.spool_bytes())).c_str());
   std::printf("disk at the coordinator %s\n",
               FormatBytes(static_cast<double>(plan.plan().disk_bytes())).c_str());
+  std::printf("inference on the CPU    %s\n", InferenceLine(plan.inference_cpu()).c_str());
+  std::printf("inference on CUDA       %s\n", InferenceLine(plan.inference_cuda()).c_str());
   std::printf("work                    %.2f TFLOP gradients, %.2f statistics, %.2f solve\n",
               plan.pass_flop() * 1e-12, plan.statistics_flop() * 1e-12, plan.solve_flop() * 1e-12);
   if (coordinator.empty()) {

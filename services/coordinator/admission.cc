@@ -421,4 +421,15 @@ v1::JobPlan ToProto(const AdmittedJob& admitted) {
   return plan;
 }
 
+v1::InferenceMemory ToProto(const InferenceMemory& memory) {
+  const auto bytes = [](double count) { return static_cast<int64_t>(std::min(count, 9.0e18)); };
+  v1::InferenceMemory message;
+  message.set_linear_bytes(bytes(memory.linears));
+  message.set_kept_bytes(bytes(memory.kept));
+  message.set_cache_bytes_per_token(bytes(memory.cache_per_token));
+  message.set_cache_bytes(bytes(memory.cache_window));
+  message.set_scratch_bytes(bytes(memory.scratch));
+  return message;
+}
+
 }  // namespace gradq

@@ -90,5 +90,6 @@ class Admission {
 
 // The plan as clients see it.
 v1::JobPlan ToProto(const AdmittedJob& admitted);
+v1::InferenceMemory ToProto(const InferenceMemory& memory);
 
 }  // namespace gradq

@@ -459,6 +459,8 @@ absl::StatusOr<v1::PlanJobResponse> Coordinator::PlanJob(const v1::PlanJobReques
   response.set_pass_flop(admitted.plan.pass_flop);
   response.set_statistics_flop(admitted.plan.statistics_flop);
   response.set_solve_flop(admitted.plan.solve_flop);
+  *response.mutable_inference_cpu() = ToProto(admitted.plan.inference_cpu);
+  *response.mutable_inference_cuda() = ToProto(admitted.plan.inference_cuda);
   return response;
 }
 

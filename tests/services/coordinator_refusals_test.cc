@@ -267,6 +267,11 @@ TEST_F(CoordinatorRefusals, NothingIsLeftBehind) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_GT(plan->artifact_bytes(), 0);
   EXPECT_GT(plan->plan().worker_memory_bytes(), 0);
+  EXPECT_GT(plan->inference_cpu().linear_bytes(), 0);
+  // In 16 bits half of what the CPU keeps in fp32.
+  EXPECT_EQ(plan->inference_cpu().kept_bytes(), 2 * plan->inference_cuda().kept_bytes());
+  EXPECT_EQ(plan->inference_cpu().cache_bytes(), 2 * plan->inference_cuda().cache_bytes());
+  EXPECT_GE(plan->inference_cuda().cache_bytes(), plan->inference_cuda().cache_bytes_per_token());
   EXPECT_EQ(FilesIn(temporary_ / "data/blobs"), before);
   EXPECT_EQ(FilesIn(output_root_), 0u);
   EXPECT_EQ(CountJobs(), 0u);
