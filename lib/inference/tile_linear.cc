@@ -13,6 +13,7 @@
 #include "lib/inference/torch_status.h"
 #include "lib/kernels/tile_matmul.h"
 #include "lib/kernels/tile_matrix.h"
+#include "lib/kernels/tile_path.h"
 
 namespace gradq {
 namespace {
@@ -25,12 +26,6 @@ kernels::FloatType FloatTypeOf(const at::Tensor& tensor) {
   const at::ScalarType type = tensor.scalar_type();
   GRADQ_CHECK(type == at::kHalf || type == at::kBFloat16);
   return type == at::kHalf ? kernels::FloatType::kFloat16 : kernels::FloatType::kBFloat16;
-}
-
-enum class TilePath { kMatvec, kMatmul, kDequantize };
-TilePath ChoosePath(int64_t batch) {
-  if (batch <= kernels::kTileMatvecBatch) return TilePath::kMatvec;
-  return batch <= kernels::kTileMatmulBatch ? TilePath::kMatmul : TilePath::kDequantize;
 }
 
 // Rows of a tile are decoded together.
@@ -64,14 +59,14 @@ class TileLinear : public PackedMatrix {
     args.batch = x.size(0);
     args.bias = bias.defined() ? bias.const_data_ptr() : nullptr;
     args.y = y.mutable_data_ptr();
-    switch (ChoosePath(args.batch)) {
-      case TilePath::kMatvec:
+    switch (kernels::ChooseTilePath(view_, args.batch)) {
+      case kernels::TilePath::kMatvec:
         ThrowIfError(kernels::TileMatvec(queue, view_, args));
         break;
-      case TilePath::kMatmul:
+      case kernels::TilePath::kMatmul:
         ThrowIfError(kernels::TileMatmul(queue, view_, args));
         break;
-      case TilePath::kDequantize:
+      case kernels::TilePath::kDequantize:
         MultiplyPanels(queue, x, y);
         if (bias.defined()) y.add_(bias);
         break;
