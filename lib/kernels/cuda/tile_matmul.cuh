@@ -94,11 +94,14 @@ class TileMatmulWarp {
   // longer with many tokens.
   static constexpr int kDepth = kBits == 3 ? 1 : kBits == 4 && Shape::kBatchTiles == 4 ? 3 : 2;
   static constexpr int kUnits = 8;  // of 16 bytes, in a token's 64 columns
+  static constexpr int kTokensAtOnce = Shape::kThreads / kUnits;
 
   // The first column that warps of `split` multiply in a stage.
   GRADQ_DEVICE int ColumnOf(int stage, int split) const {
-    const int chunk = stage / kWindows * Shape::kSplitWarps + split;
-    return (chunk * kWindows + stage % kWindows) * kWindowColumns;
+    // Unsigned, so that dividing by powers of 2 takes no care of signs.
+    const auto at = static_cast<uint32_t>(stage);
+    const uint32_t first = at / kWindows * (Shape::kSplitWarps * kWindows) + at % kWindows;
+    return static_cast<int>(first + split * kWindows) * kWindowColumns;
   }
   // Of the warp's two. In place of what is behind the last one that is decoded once more, and
   // nothing is stored.
@@ -111,27 +114,35 @@ class TileMatmulWarp {
   // warp, which shared memory serves at once, then reads (MultiplyTokens) units 2t + h of an even
   // token and 2t + 1 - h of an odd one, t = 0 .. 3, which are all 32 banks, once.
   GRADQ_DEVICE char* Unit(int stage, int split, int token, int unit) const {
-    return s_.shared() + stage % Shape::kStages * Shape::kStageBytes +
-           (split * Shape::kTokens + token) * (kWindowColumns * 2) + (unit ^ token % 2) * 16;
+    const uint32_t slot = static_cast<uint32_t>(stage) % Shape::kStages;
+    return s_.shared() + slot * Shape::kStageBytes +
+           (split * Shape::kTokens + token) * (kWindowColumns * 2) + (unit ^ (token & 1)) * 16;
   }
-  // use(split, token, unit) for the units of a stage that this thread copies.
+  // use(split, step) for the units of a stage that this thread copies: unit ThreadUnit() of token
+  // ThreadToken() + 32 · step.
   template <class Use>
   GRADQ_DEVICE void ForUnits(const Use& use) const {
     GRADQ_UNROLL
-    for (int i = 0; i < Shape::kStageBytes / 16 / Shape::kThreads; ++i) {
-      const int token = s_.thread() / kUnits + i * (Shape::kThreads / kUnits);
-      use(token / Shape::kTokens, token % Shape::kTokens, s_.thread() % kUnits);
+    for (int split = 0; split < Shape::kSplitWarps; ++split) {
+      GRADQ_UNROLL
+      for (int step = 0; step < Shape::kTokens / kTokensAtOnce; ++step) use(split, step);
     }
   }
+  GRADQ_DEVICE int ThreadUnit() const { return s_.thread() % kUnits; }
+  GRADQ_DEVICE int ThreadToken() const { return s_.thread() / kUnits; }
 
   // Begins to copy the activations of a stage; zeros beyond `batch` and `in`.
   GRADQ_DEVICE void CopyTokens(int stage) const {
     if (vectors_) {
-      ForUnits([&](int split, int token, int unit) {
-        const int column = ColumnOf(stage, split) + 8 * unit;
-        const bool valid = first_token_ + token < operands_.batch && column < in_;
-        const int64_t at = valid ? int64_t{first_token_ + token} * in_ + column : 0;
-        s_.CopyAsync(Unit(stage, split, token, unit), operands_.x + at, valid);
+      const int first = first_token_ + ThreadToken();
+      const uint16_t* const from = operands_.x + int64_t{first} * in_ + 8 * ThreadUnit();
+      ForUnits([&](int split, int step) {
+        const int column = ColumnOf(stage, split);
+        const bool valid =
+            first + kTokensAtOnce * step < operands_.batch && column + 8 * ThreadUnit() < in_;
+        char* const to = Unit(stage, split, ThreadToken() + kTokensAtOnce * step, ThreadUnit());
+        s_.CopyAsync(to, valid ? from + int64_t{kTokensAtOnce} * step * in_ + column : operands_.x,
+                     valid);
       });
       return;
     }
@@ -154,8 +165,9 @@ class TileMatmulWarp {
 
   // bf16 -> fp16, each thread what it has copied itself.
   GRADQ_DEVICE void ConvertTokens(int stage) const {
-    ForUnits([&](int split, int token, int unit) {
-      auto* const at = reinterpret_cast<Words4*>(Unit(stage, split, token, unit));
+    ForUnits([&](int split, int step) {
+      auto* const at = reinterpret_cast<Words4*>(
+          Unit(stage, split, ThreadToken() + kTokensAtOnce * step, ThreadUnit()));
       Words4 words = s_.Load(at);
       GRADQ_UNROLL
       for (int w = 0; w < 4; ++w) {
