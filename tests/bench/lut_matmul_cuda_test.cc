@@ -12,6 +12,7 @@
 #include "lib/kernels/float16.h"
 #include "lib/kernels/tile_matmul.h"
 #include "tests/bench/layer_shapes_cuda.h"
+#include "tests/bench/path_table_cuda.h"
 #include "tests/bench/product_rows_cuda.h"
 #include "tests/bench/random_linear_cuda.h"
 
@@ -234,9 +235,42 @@ TEST(FastestPaths, SayWhereTheTableIsWrong) {
   EXPECT_EQ(choices[0].chosen, &rows[2]);
   EXPECT_EQ(choices[1].fastest, &rows[1]);
   EXPECT_EQ(choices[1].chosen, &rows[0]);
-  const std::string table = PathTable(rows);
-  EXPECT_THAT(table, HasSubstr("3 bits, 14336x4096 8B gate, up, batch 32: dequantize 18.00 us; "
-                               "CHOSEN matmul takes 1.11 x"));
+  EXPECT_THAT(PathTableText(rows),
+              HasSubstr("3, 14336x4096 8B gate, up, batch 32: dequantize 18.00 us; "
+                        "CHOSEN matmul takes 1.11 x"));
+}
+
+// Where the lines cross, each bound is the last batch at which the earlier path still wins.
+TEST(FitPathTable, FindsTheBoundsThatLoseLeast) {
+  std::vector<ProductRow> rows;
+  for (const int64_t batch : {1, 8, 16, 64, 128, 256, 1024, 4096}) {
+    const auto tokens = static_cast<double>(batch);
+    if (batch <= 16) rows.push_back(Row(3, batch, 10 + tokens / 8, 40, 0, "matvec"));
+    if (batch <= 1024) rows.push_back(Row(3, batch, 11.5 + tokens / 8, 40, 0, "matmul"));
+    rows.push_back(Row(3, batch, 35 + tokens / 16, 40, 0, "dequantize"));
+  }
+  // 11.5 + b/8 and 35 + b/16 meet at 376 tokens.
+  std::vector<FittedPathRow> fitted = FitPathTable(rows);
+  ASSERT_EQ(fitted.size(), 1u);
+  EXPECT_EQ(fitted[0].row.matvec_batch, 16);
+  EXPECT_EQ(fitted[0].row.matmul_batch, 256);
+  EXPECT_DOUBLE_EQ(fitted[0].mean_slowdown, 1);
+  // A layer on which dequantizing already wins at 256, by more than the other loses.
+  const size_t first = rows.size();
+  for (size_t i = 0; i < first; ++i) {
+    ProductRow row = rows[i];
+    row.shape = "another";
+    if (row.batch == 256 && row.path == "matmul") row.seconds *= 3;
+    rows.push_back(row);
+  }
+  fitted = FitPathTable(rows);
+  EXPECT_EQ(fitted[0].row.matmul_batch, 128);
+  EXPECT_GT(fitted[0].mean_slowdown, 1);
+  EXPECT_NEAR(fitted[0].worst_slowdown, (35 + 16) / (11.5 + 32), 1e-12);
+  EXPECT_THAT(PathTableText(rows), HasSubstr("    {TileEncoding::kLut, 3, 16, 128},  // mean 1.0"));
+  // A path that was not timed cannot be chosen.
+  std::erase_if(rows, [](const ProductRow& row) { return row.path == "matmul"; });
+  EXPECT_EQ(FitPathTable(rows)[0].row.matmul_batch, 16);
 }
 
 }  // namespace

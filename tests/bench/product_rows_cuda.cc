@@ -215,38 +215,4 @@ std::string VerdictLine(const Verdict& verdict) {
                          verdict.met() ? "met" : "MISSED", verdict.worst);
 }
 
-std::vector<PathChoice> FastestPaths(std::span<const ProductRow> rows) {
-  std::vector<PathChoice> choices;
-  for (const ProductRow& row : rows) {
-    if (row.outlier_percent > 0) continue;
-    const auto same = [&row](const PathChoice& choice) {
-      return choice.fastest->encoding == row.encoding && choice.fastest->bits == row.bits &&
-             choice.fastest->shape == row.shape && choice.fastest->batch == row.batch;
-    };
-    auto choice = std::find_if(choices.begin(), choices.end(), same);
-    if (choice == choices.end()) choice = choices.insert(choices.end(), {&row, nullptr});
-    if (row.seconds < choice->fastest->seconds) choice->fastest = &row;
-    if (row.chosen) choice->chosen = &row;
-  }
-  std::stable_sort(choices.begin(), choices.end(), [](const PathChoice& a, const PathChoice& b) {
-    return a.fastest->bits < b.fastest->bits;
-  });
-  return choices;
-}
-
-std::string PathTable(std::span<const ProductRow> rows) {
-  std::string table = "\nfastest path of each product\n";
-  for (const PathChoice& choice : FastestPaths(rows)) {
-    const ProductRow& row = *choice.fastest;
-    table += absl::StrFormat("%s %d bits, %s, batch %d: %s %.2f us", EncodingName(row.encoding),
-                             row.bits, row.shape, row.batch, row.path, row.seconds * 1e6);
-    if (choice.chosen != nullptr && choice.chosen != &row) {
-      table += absl::StrFormat("; CHOSEN %s takes %.2f x", choice.chosen->path,
-                               choice.chosen->seconds / row.seconds);
-    }
-    table += "\n";
-  }
-  return table;
-}
-
 }  // namespace gradq

@@ -76,14 +76,4 @@ struct Verdict {
 std::vector<Verdict> Judge(std::span<const ProductRow> rows, const BenchConditions& conditions);
 std::string VerdictLine(const Verdict& verdict);
 
-// Where several paths of one product were timed: the fastest of each, in order of (bits, shape,
-// batch), without outliers. `chosen` is what tile_path.h takes today.
-struct PathChoice {
-  const ProductRow* fastest = nullptr;
-  const ProductRow* chosen = nullptr;  // null when that path was not timed
-};
-std::vector<PathChoice> FastestPaths(std::span<const ProductRow> rows);
-// A line per choice.
-std::string PathTable(std::span<const ProductRow> rows);
-
 }  // namespace gradq
