@@ -115,18 +115,20 @@ class TileMatvecWarp {
       for (int i = 0; i < kRowTiles; ++i) FirstOutliers(i);
     }
 
-    // Slot k holds chunk first + k · warps, and is filled anew as soon as that is used. Groups of
-    // outliers are multiplied in between, as long as there are any, so that they wait for their
-    // activations while codes are under way.
+    // Slot k holds chunk first + k · warps, and is filled anew as soon as that is used. A group of
+    // outliers of every tile follows each chunk, as long as there are any: it waits for activations
+    // while codes are under way. The order within a tile is the same for every kRowTiles.
     for (int first = warp_; first < chunks; first += kDepth * warps_) {
       GRADQ_UNROLL
       for (int slot = 0; slot < kDepth; ++slot) {
         const int chunk = first + slot * warps_;
         const int next = chunk + kDepth * warps_;
-        if (chunk < chunks) MultiplyChunk(slot, chunk);
-        GRADQ_UNROLL
-        for (int i = slot % kRowTiles; i < kRowTiles; i += kDepth) {
-          if (outliers) MultiplyOutliers(i);
+        if (chunk < chunks) {
+          MultiplyChunk(slot, chunk);
+          GRADQ_UNROLL
+          for (int i = 0; i < kRowTiles; ++i) {
+            if (outliers) MultiplyOutliers(i);
+          }
         }
         if (next < chunks) FetchChunk(slot, next);
       }
