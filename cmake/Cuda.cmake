@@ -17,6 +17,8 @@ enable_language(CUDA)
 
 # -fmad=false is what -ffp-contract=off is for C++: a kernel that wants a fused multiply-add writes one.
 add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=-Wall,-Wextra,-ffp-contract=off -fmad=false -Werror=all-warnings>")
+# Every program holds all kernels: a third of the size for no compile time.
+add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:--compress-mode=size>")
 
 add_library(gradq_import_cudart SHARED IMPORTED)
 set_target_properties(gradq_import_cudart PROPERTIES
