@@ -51,8 +51,10 @@ absl::StatusOr<std::vector<LayerShape>> MatchShapes(const std::string& regex) {
   return matches;
 }
 
-int64_t ColdCopies(int64_t bytes, int64_t l2_bytes) {
-  return std::max<int64_t>(1, CeilDiv(std::max(kColdBytes, 3 * l2_bytes + 1), bytes));
+int64_t ColdBytes(int64_t l2_bytes) { return std::max(kColdBytes, 3 * l2_bytes + 1); }
+
+int64_t ColdCopies(int64_t bytes, int64_t cold_bytes) {
+  return std::max<int64_t>(1, CeilDiv(cold_bytes, bytes));
 }
 
 int64_t GraphProducts(int64_t copies) { return CeilDiv(kGraphProducts, copies) * copies; }

@@ -30,9 +30,12 @@ std::string ShapeName(const LayerShape& shape);
 // matches none.
 absl::StatusOr<std::vector<LayerShape>> MatchShapes(const std::string& regex);
 
-// Copies of `bytes` each that are together larger than 3 × `l2_bytes` and at least 512 MiB, so that
-// none is in the cache when its turn comes again. At least 1.
-int64_t ColdCopies(int64_t bytes, int64_t l2_bytes);
+// What copies of a matrix take together, at least, so that none is in the cache when its turn comes
+// again: more than 3 × `l2_bytes`, and 512 MiB.
+int64_t ColdBytes(int64_t l2_bytes);
+
+// The fewest copies of `bytes` each that take `cold_bytes` together; at least 1.
+int64_t ColdCopies(int64_t bytes, int64_t cold_bytes);
 
 // Products in a graph: at least 100, and whole turns, so that the next launch of the graph starts
 // with the copy that was read longest ago.

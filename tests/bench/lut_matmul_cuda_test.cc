@@ -1,18 +1,24 @@
 // The parts of lut_matmul_cuda that need no device.
 
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "lib/base/status_macros.h"
 #include "lib/kernels/float16.h"
 #include "lib/kernels/tile_matmul.h"
 #include "tests/bench/layer_shapes_cuda.h"
 #include "tests/bench/path_table_cuda.h"
+#include "tests/bench/product_bench_cuda.h"
 #include "tests/bench/product_rows_cuda.h"
 #include "tests/bench/random_linear_cuda.h"
 
@@ -48,7 +54,7 @@ TEST(ColdCopies, AreTogetherLargerThanThreeCaches) {
     for (const LayerShape& shape : LayerShapes()) {
       for (const int bits : {2, 4, 16}) {
         const int64_t bytes = shape.out_features * shape.in_features * bits / 8;
-        const int64_t copies = ColdCopies(bytes, l2);
+        const int64_t copies = ColdCopies(bytes, ColdBytes(l2));
         EXPECT_GE(copies * bytes, int64_t{512} << 20);
         EXPECT_GT(copies * bytes, 3 * l2);
         EXPECT_LT(copies * bytes, std::max(int64_t{512} << 20, 3 * l2 + 1) + bytes);
@@ -58,7 +64,7 @@ TEST(ColdCopies, AreTogetherLargerThanThreeCaches) {
       }
     }
   }
-  EXPECT_EQ(ColdCopies(int64_t{940} << 20, int64_t{50} << 20), 1);
+  EXPECT_EQ(ColdCopies(int64_t{940} << 20, ColdBytes(int64_t{50} << 20)), 1);
   EXPECT_EQ(GraphProducts(1), 100);
   EXPECT_EQ(GraphProducts(123), 123);
   EXPECT_EQ(GraphProducts(51), 102);
@@ -271,6 +277,62 @@ TEST(FitPathTable, FindsTheBoundsThatLoseLeast) {
   // A path that was not timed cannot be chosen.
   std::erase_if(rows, [](const ProductRow& row) { return row.path == "matmul"; });
   EXPECT_EQ(FitPathTable(rows)[0].row.matmul_batch, 16);
+}
+
+// Runs what was recorded at once, on the CPU.
+class WallClockWork : public TimedWork {
+ public:
+  explicit WallClockWork(std::function<absl::Status()> body) : body_(std::move(body)) {}
+  absl::StatusOr<double> Run() override {
+    const auto begin = std::chrono::steady_clock::now();
+    GRADQ_RETURN_IF_ERROR(body_());
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+ private:
+  std::function<absl::Status()> body_;
+};
+
+ProductPlace CpuPlace() {
+  ProductPlace place;
+  place.record = [](std::function<absl::Status()> body) {
+    return absl::StatusOr<std::unique_ptr<TimedWork>>(
+        std::make_unique<WallClockWork>(std::move(body)));
+  };
+  place.wait = [] { return absl::OkStatus(); };
+  place.cold_bytes = 5000;
+  return place;
+}
+
+// The whole measurement of a layer with odd sizes, every path, against itself: on the CPU products
+// come from the oracle, and dense ones from ATen.
+TEST(TimeLayer, ChecksAndTimesEveryPath) {
+  at::set_num_threads(1);
+  const LayerShape shape = {40, 72, "small"};
+  for (const TileEncoding encoding : {TileEncoding::kLut, TileEncoding::kAffine}) {
+    ProductChoice choice;
+    choice.encoding = encoding;
+    choice.bits = {2, 3};
+    choice.batch = {1, 17};
+    choice.outliers = {0, 2};
+    choice.path = "all";
+    choice.rounds = 3;
+    size_t printed = 0;
+    const auto rows = TimeLayer(shape, choice, CpuPlace(), [&](const ProductRow&) { ++printed; });
+    ASSERT_TRUE(rows.ok()) << rows.status();
+    // 2 widths, with outliers and without: three paths for 1 token, two for 17.
+    ASSERT_EQ(rows->size(), 4u * 3 + 4 * 2);
+    EXPECT_EQ(printed, rows->size());
+    for (const ProductRow& row : *rows) {
+      EXPECT_TRUE(Correct(row)) << row.path << " " << row.error;
+      EXPECT_GT(row.seconds, 0);
+      EXPECT_GT(row.dense_seconds, 0);
+      EXPECT_EQ(row.shape, "40x72 small");
+      EXPECT_EQ(row.chosen, row.path == (row.batch == 1 ? "matvec" : "matmul"));
+    }
+    EXPECT_GT((*rows)[3].read_bytes, (*rows)[0].read_bytes);  // outliers are read, too
+    EXPECT_EQ(FastestPaths(*rows).size(), 4u);
+  }
 }
 
 }  // namespace
