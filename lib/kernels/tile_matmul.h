@@ -29,8 +29,8 @@ struct TileMatmulArgs {
 // products of the exact weights (affine: rounded to fp16), fp32 sums; bf16 activations are taken as
 // fp16, exactly between 2^-14 and 65504 in magnitude. INTERNAL when the launch fails.
 absl::Status TileMatvec(const Queue& queue, const TileView& matrix, const TileMatmulArgs& args);
-// Many tokens (1 .. kTileMatmulBatch), the same numerics: decoded weights are reused from
-// registers.
+// Many tokens (1 .. kTileMatmulBatch), the same numerics but that a weight with an outlier is their
+// sum rounded to fp16: decoded weights are reused from registers.
 absl::Status TileMatmul(const Queue& queue, const TileView& matrix, const TileMatmulArgs& args);
 // Rows [begin, end) of Ŵ, outliers included, as `type` (rounded once) [end - begin, in]; begin a
 // multiple of 16. For products by cuBLAS.

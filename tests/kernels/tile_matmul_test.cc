@@ -22,7 +22,7 @@ namespace {
 
 using Kind = std::pair<TileEncoding, int>;
 
-constexpr TileMatmulPlan kPlans[] = {{8, 8}, {1, 4}, {4, 8}, {2, 4}, {8, 4}, {2, 8}, {4, 4}};
+constexpr TileMatmulPlan kPlans[] = {{8, 8}, {2, 4}, {4, 8}, {4, 4}, {2, 8}};
 
 template <TileEncoding kEncoding, int kBits>
 absl::Status EmulateAs(const TileMatmulPlan& plan, uint32_t seed,
@@ -204,7 +204,7 @@ TEST_P(TileMatmulTest, NonFiniteActivationsStayInTheirToken) {
           });
       const std::vector<uint16_t> y = machine() == Machine::kDevice
                                           ? RunOnDevice(problem.matrix, product)
-                                          : Emulate({1, 4}, 2, problem.matrix.view(), product);
+                                          : Emulate({2, 4}, 2, problem.matrix.view(), product);
       ASSERT_TRUE(IsProduct(y, product)) << "column " << column << " of " << in;
     }
   }

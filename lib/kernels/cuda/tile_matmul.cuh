@@ -4,8 +4,9 @@
 // many tokens. A block of eight warps makes Shape::kRows x Shape::kTokens outputs. Weights are the
 // A operand of mma.m16n8k16: a warp decodes one window (64 columns) of two row tiles in registers,
 // with codes straight from global memory, adds the window's outliers (window_outliers.cuh: their
-// sum with the weight is rounded to fp16), and multiplies them with all of its tokens. Activations
-// are the B operand and come by way of shared memory, some windows ahead. Partial sums of warps
+// sum with the weight is rounded to fp16), and multiplies them with all of its tokens; half of the
+// warps decode one window ahead, so that tensor cores don't wait for decoding. Activations are the
+// B operand and come by way of shared memory, some windows ahead. Partial sums of warps
 // that split the columns are added in the order of the warps: no atomics, and y depends on nothing
 // but sizes and the shape.
 
@@ -45,6 +46,7 @@ class TileMatmulWarp {
         first_tile_((s.block_x() * Shape::kRowWarps + row_warp_) * 2),
         has_rows_(first_tile_ < operands.matrix.row_tiles),
         first_token_(static_cast<int>(s.block_y()) * Shape::kTokens),
+        decodes_ahead_(s.thread() >= Shape::kThreads / 2),
         vectors_(in_ % 8 == 0 && reinterpret_cast<uintptr_t>(operands.x) % sizeof(Words4) == 0),
         outliers_(operands.matrix.outlier_begin != nullptr),
         image_(s,
@@ -62,6 +64,7 @@ class TileMatmulWarp {
       s_.CommitCopies();
     }
     FetchFirst();
+    if (decodes_ahead_) DecodeWindow(0, 0, 0);
     for (int first = 0; first < rounds; first += kDepth) {
       GRADQ_UNROLL
       for (int slot = 0; slot < kDepth; ++slot) {
@@ -76,7 +79,11 @@ class TileMatmulWarp {
           s_.Sync();
           if (stage + Shape::kStages - 1 < stages) CopyTokens(stage + Shape::kStages - 1);
           s_.CommitCopies();
-          if (has_rows_ && ColumnOf(stage, split_) < in_) MultiplyWindow(slot, stage, w);
+          if (!decodes_ahead_) DecodeWindow(slot, stage, w);
+          if (HasWindow(stage)) MultiplyTokens(stage);
+          if (decodes_ahead_ && stage + 1 < stages) {
+            DecodeWindow((slot + (w + 1) / kWindows) % kDepth, stage + 1, (w + 1) % kWindows);
+          }
         }
       }
     }
@@ -89,9 +96,9 @@ class TileMatmulWarp {
   static constexpr int kWindows = WindowsPerChunk(kBits);
   static constexpr int kVectors = VectorsPerChunk(kBits);
   // Chunks whose codes are in registers or under way. A vector is fetched anew as soon as its last
-  // code is decoded. Until it is needed more than two windows pass at 3 bits (a chunk has four),
-  // and at 4 and 8 bits (one window) with few tokens at 4; one at least elsewhere, which takes
-  // longer with many tokens.
+  // code is decoded; then two windows pass until it is needed, one at 8 bits and at 4 bits with 64
+  // tokens, where a window takes longer. At 3 bits a chunk has four windows, so that one chunk is
+  // enough.
   static constexpr int kDepth = kBits == 3 ? 1 : kBits == 4 && Shape::kBatchTiles == 4 ? 3 : 2;
   static constexpr int kUnits = 8;  // of 16 bytes, in a token's 64 columns
   static constexpr int kTokensAtOnce = Shape::kThreads / kUnits;
@@ -221,30 +228,33 @@ class TileMatmulWarp {
     for (int word = 0; word < 4; ++word) code_[slot][i][4 * v + word] = words.word[word];
   }
 
-  // Window `w` of the chunk in `slot`; then asks for what the next ones need.
-  GRADQ_DEVICE void MultiplyWindow(int slot, int stage, int w) {
-    WindowFragments weights[2];
+  // The window of a stage, which is window `w` of the chunk in `slot`; then asks for what the next
+  // ones need.
+  GRADQ_DEVICE void DecodeWindow(int slot, int stage, int w) {
+    if (!HasWindow(stage)) return;
     GRADQ_UNROLL
     for (int i = 0; i < 2; ++i) {
-      decoder_[i].Decode(s_, numbers_[i], code_[slot][i] + w * kBits, &weights[i]);
+      decoder_[i].Decode(s_, numbers_[i], code_[slot][i] + w * kBits, &weights_[i]);
       FetchNumbers(stage + 1, i);
       GRADQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         if ((4 * v + 3) / kBits == w) FetchCodes(slot, stage / kWindows + kDepth, i, v);
       }
     }
-    if (outliers_) {
-      GRADQ_UNROLL
-      for (int i = 0; i < 2; ++i) AddOutliers(stage, i, &weights[i]);
-    }
-    MultiplyTokens(stage, weights);
+    if (!outliers_) return;
+    GRADQ_UNROLL
+    for (int i = 0; i < 2; ++i) AddOutliers(stage, i);
+  }
+  // Padding has none, and neither have warps without rows.
+  GRADQ_DEVICE bool HasWindow(int stage) const {
+    return has_rows_ && ColumnOf(stage, split_) < in_;
   }
 
-  GRADQ_DEVICE void AddOutliers(int stage, int i, WindowFragments* weights) {
+  GRADQ_DEVICE void AddOutliers(int stage, int i) {
     image_.ForSteps(operands_.matrix, entries_[i], [&](int step, const Words4& less) {
       GRADQ_UNROLL
       for (int r = 0; r < 4; ++r)
-        weights->a[step][r] = s_.SubHalf2(weights->a[step][r], less.word[r]);
+        weights_[i].a[step][r] = s_.SubHalf2(weights_[i].a[step][r], less.word[r]);
     });
     entries_[i] = next_entries_[i];
     FetchOutliers(operands_.matrix, lane_, &entries_[i]);
@@ -254,7 +264,7 @@ class TileMatmulWarp {
 
   // Lane (g, t) reads columns 16·t .. 16·t + 15 of token g of each batch tile, eight at a time,
   // which are B of two mma per row tile. Four batch tiles between two mma into the same sums.
-  GRADQ_DEVICE void MultiplyTokens(int stage, const WindowFragments (&weights)[2]) {
+  GRADQ_DEVICE void MultiplyTokens(int stage) {
     const int g = lane_ / 4;
     const int t = lane_ % 4;
     GRADQ_UNROLL
@@ -273,7 +283,7 @@ class TileMatmulWarp {
           for (int j = 0; j < 4; ++j) {
             const uint32_t b[2] = {x[j].word[2 * k], x[j].word[2 * k + 1]};
             GRADQ_UNROLL
-            for (int i = 0; i < 2; ++i) s_.Mma(sum_[i][first + j], weights[i].a[2 * h + k], b);
+            for (int i = 0; i < 2; ++i) s_.Mma(sum_[i][first + j], weights_[i].a[2 * h + k], b);
           }
         }
       }
@@ -333,6 +343,9 @@ class TileMatmulWarp {
   const int64_t first_tile_;
   const bool has_rows_;
   const int first_token_;
+  // Of two warps on a scheduler, w and w + 4, one decodes its next window while the other one
+  // multiplies.
+  const bool decodes_ahead_;
   const bool vectors_;
   const bool outliers_;
   const OutlierImage<S> image_;
@@ -342,6 +355,7 @@ class TileMatmulWarp {
   typename Decoder::Numbers numbers_[2];
   WindowOutliers entries_[2];
   WindowOutliers next_entries_[2];  // of the window behind it, without `first`
+  WindowFragments weights_[2];
   float sum_[2][Shape::kBatchTiles][4];
 };
 

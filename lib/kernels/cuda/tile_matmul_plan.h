@@ -17,7 +17,7 @@ inline constexpr int kTileMatmulWarps = 8;  // of a block
 // A block makes row_warps · 32 rows of y (each warp has two row tiles) for batch_tiles · 8 tokens.
 // What is left of its warps splits the columns.
 struct TileMatmulPlan {
-  int row_warps = 4;    // 1, 2, 4 or 8
+  int row_warps = 4;    // 2, 4 or 8
   int batch_tiles = 4;  // 4 or 8
 
   constexpr int rows() const { return row_warps * 2 * kTileRows; }
@@ -25,16 +25,18 @@ struct TileMatmulPlan {
   constexpr int split_warps() const { return kTileMatmulWarps / row_warps; }
 };
 
+// Every instance takes nvcc some seconds per width: those that only very small or large layers want
+// are left out.
 constexpr bool HasTileMatmul(int row_warps, int batch_tiles) {
-  return row_warps > 1 || batch_tiles == 4;
+  return row_warps == 2 || row_warps == 4 || (row_warps == 8 && batch_tiles == 8);
 }
 
 // Estimated clocks of a product, per 64 columns and up to a factor that plans don't change. With w
-// = ceil(blocks / 132) waves of one block per multiprocessor (a large GPU's 132 are assumed, so
-// that the order of a sum doesn't depend on the device) and k split warps this is w / k times what
-// a stage, one window per warp, takes: the larger of
-// * two warps per scheduler, each decoding 2048 weights (64 · 1.4, or 2.8 at 4 bits, instructions)
-//   and making 8 mma per batch tile, 5 clocks each;
+// waves of blocks, one per multiprocessor (132 are assumed, so that the order of a sum doesn't
+// depend on the device), and k split warps it is w / k times what a stage, one window per warp,
+// takes: the larger of
+// * two warps per scheduler, each with 200 instructions (300 at 4 bits, by scripts/sass_count) and
+//   8 mma per batch tile, while an mma takes the scheduler's tensor core 6 clocks;
 // * the stage's activations (k · tokens · 128 bytes) and codes (2048 · bits bytes) from L2, at 22
 //   bytes per clock and multiprocessor where all are busy (5.5 TB/s), 64 at most.
 constexpr int64_t TileMatmulClocks(const TileMatmulPlan& plan, int bits, int64_t out_features,
@@ -44,7 +46,9 @@ constexpr int64_t TileMatmulClocks(const TileMatmulPlan& plan, int bits, int64_t
                          ((batch + plan.tokens() - 1) / plan.tokens());
   const int64_t busy = blocks < kMultiprocessors ? blocks : kMultiprocessors;
   const int64_t waves = (blocks + kMultiprocessors - 1) / kMultiprocessors;
-  const int64_t compute = 2 * ((bits == 4 ? 180 : 90) + 40 * plan.batch_tiles);
+  const int64_t issue = 2 * ((bits == 4 ? 300 : 200) + 8 * plan.batch_tiles);
+  const int64_t tensor = 2 * 8 * 6 * plan.batch_tiles;
+  const int64_t compute = issue > tensor ? issue : tensor;
   const int64_t bytes = plan.split_warps() * plan.tokens() * 128 + 2048 * bits;
   const int64_t rate = 22 * kMultiprocessors / busy < 64 ? 22 * kMultiprocessors / busy : 64;
   const int64_t stage = compute > bytes / rate ? compute : bytes / rate;
@@ -57,7 +61,7 @@ constexpr TileMatmulPlan PlanTileMatmul(int bits, int64_t out_features, int64_t 
   int64_t least = 0;
   for (const int batch_tiles : {8, 4}) {
     if (batch_tiles == 8 && batch <= 32) continue;
-    for (const int row_warps : {8, 4, 2, 1}) {
+    for (const int row_warps : {8, 4, 2}) {
       if (!HasTileMatmul(row_warps, batch_tiles)) continue;
       const TileMatmulPlan plan = {row_warps, batch_tiles};
       const int64_t clocks = TileMatmulClocks(plan, bits, out_features, batch);
@@ -107,9 +111,7 @@ auto WithTileMatmulShape(const TileMatmulPlan& plan, const Use& use) {
     if (plan.row_warps == 8) return use(TileMatmulShape<8, 8>());
     return plan.row_warps == 4 ? use(TileMatmulShape<4, 8>()) : use(TileMatmulShape<2, 8>());
   }
-  if (plan.row_warps == 8) return use(TileMatmulShape<8, 4>());
-  if (plan.row_warps == 4) return use(TileMatmulShape<4, 4>());
-  return plan.row_warps == 2 ? use(TileMatmulShape<2, 4>()) : use(TileMatmulShape<1, 4>());
+  return plan.row_warps == 4 ? use(TileMatmulShape<4, 4>()) : use(TileMatmulShape<2, 4>());
 }
 
 }  // namespace gradq::kernels
