@@ -10,7 +10,9 @@
 
 #include <cstdint>
 
+#include "lib/kernels/cuda/activation_pairs.cuh"
 #include "lib/kernels/cuda/decode_fragment.cuh"
+#include "lib/kernels/cuda/outlier_groups.cuh"
 #include "lib/kernels/cuda/simt.cuh"
 #include "lib/kernels/cuda/tile_layout.h"
 #include "lib/kernels/cuda/tile_matvec_plan.h"
@@ -25,46 +27,6 @@ struct TileMatvecArgs {
   T* y;           // [batch, out]
   int batch;      // 1 .. 8 · kBatchTiles
 };
-
-// Two elements of T, the first in the low half, as two fp16.
-template <class S>
-GRADQ_DEVICE uint32_t HalfPair(const S&, const Half*, uint32_t pair) {
-  return pair;
-}
-template <class S>
-GRADQ_DEVICE uint32_t HalfPair(const S& s, const BFloat16*, uint32_t pair) {
-  return s.PackHalf2(FloatOf(pair << 16), FloatOf(pair & 0xffff0000));
-}
-
-// Columns column .. column + 15 of a row of x as fp16 pairs, zeros from `in` on. `vectors`, the
-// same for the whole warp: none of its columns is beyond `in`, and rows are 16-byte aligned.
-template <class S, class T>
-GRADQ_DEVICE void ReadColumns(const S& s, const T* row, int column, int in, bool vectors,
-                              uint32_t (&pair)[kLaneColumns / 2]) {
-  const auto* from = reinterpret_cast<const Words4*>(row + column);
-  if (vectors) {
-    GRADQ_UNROLL
-    for (int v = 0; v < 2; ++v) {
-      const Words4 words = s.Load(from + v);
-      GRADQ_UNROLL
-      for (int i = 0; i < 4; ++i) pair[4 * v + i] = HalfPair(s, row, words.word[i]);
-    }
-    return;
-  }
-  GRADQ_UNROLL
-  for (int i = 0; i < kLaneColumns / 2; ++i) pair[i] = 0;
-  // The rest is rare, so it is kept small rather than fast.
-  const int end = in < column + kLaneColumns ? in : column + kLaneColumns;
-  GRADQ_KEEP_LOOP
-  for (int at = column; at < end; at += 2) {
-    const uint32_t high = at + 1 < end ? row[at + 1].bits : 0;
-    const uint32_t halves = HalfPair(s, row, row[at].bits | high << 16);
-    GRADQ_UNROLL
-    for (int i = 0; i < kLaneColumns / 2; ++i) {
-      if (2 * i == at - column) pair[i] = halves;
-    }
-  }
-}
 
 // One warp of a block; lane = 4 · g + t as in tile_layout.h.
 template <class S, TileEncoding kEncoding, int kBits, class T, class Shape>
@@ -112,32 +74,31 @@ class TileMatvecWarp {
     const bool outliers = args_.matrix.outlier_begin != nullptr;
     if (outliers) {
       GRADQ_UNROLL
-      for (int i = 0; i < kRowTiles; ++i) FirstOutliers(i);
+      for (int i = 0; i < kRowTiles; ++i) outliers_[i].First(s_, args_.matrix, Tile(i), warp_);
     }
 
-    // Slot k holds chunk first + k · warps, and is filled anew as soon as that is used. A group of
-    // outliers of every tile follows each chunk, as long as there are any: it waits for activations
-    // while codes are under way. The order within a tile is the same for every kRowTiles.
-    for (int first = warp_; first < chunks; first += kDepth * warps_) {
+    // This warp's chunks lie in the slots in turn; one is filled anew as soon as it is used. A
+    // group of outliers of every tile follows each chunk, as long as there are any: it waits for
+    // activations while codes are under way. The order within a tile is the same for every
+    // kRowTiles.
+    for (int chunk = warp_; chunk < chunks;) {
       GRADQ_UNROLL
-      for (int slot = 0; slot < kDepth; ++slot) {
-        const int chunk = first + slot * warps_;
+      for (int slot = 0; slot < kDepth; ++slot, chunk += warps_) {
+        if (chunk >= chunks) continue;
         const int next = chunk + kDepth * warps_;
-        if (chunk < chunks) {
-          MultiplyChunk(slot, chunk);
-          GRADQ_UNROLL
-          for (int i = 0; i < kRowTiles; ++i) {
-            if (outliers) MultiplyOutliers(i);
-          }
-        }
+        MultiplyChunk(slot, chunk);
         if (next < chunks) FetchChunk(slot, next);
+        GRADQ_UNROLL
+        for (int i = 0; i < kRowTiles; ++i) {
+          if (outliers) MultiplyOutliers(i);
+        }
       }
     }
     if (outliers) {
       GRADQ_UNROLL
       for (int i = 0; i < kRowTiles; ++i) {
         GRADQ_KEEP_LOOP
-        while (run_[i] < Runs()) MultiplyOutliers(i);
+        while (outliers_[i].Left(args_.matrix)) MultiplyOutliers(i);
       }
     }
     Join();
@@ -152,11 +113,6 @@ class TileMatvecWarp {
     const int last = static_cast<int>(args_.matrix.row_tiles) - 1;
     return tile < last ? tile : last;
   }
-  // Starts of the lists of outliers of one row tile.
-  GRADQ_DEVICE const uint32_t* OutlierBegin(int i) const {
-    return args_.matrix.outlier_begin + static_cast<int64_t>(Tile(i)) * Runs();
-  }
-  GRADQ_DEVICE int Runs() const { return static_cast<int>(args_.matrix.runs); }
   GRADQ_DEVICE int Column(int chunk, int window) const {
     return chunk * ChunkColumns(kBits) + window * kWindowColumns + lane_ % 4 * kLaneColumns;
   }
@@ -207,63 +163,8 @@ class TileMatvecWarp {
     }
   }
 
-  // Of each row tile's groups of outliers, this warp has every warps-th. entries_[i] are those of
-  // group group_[i], which belongs to run run_[i] and is before run_end_[i]; no groups are left
-  // when run_[i] is Runs().
-  GRADQ_DEVICE void FirstOutliers(int i) {
-    group_[i] = OutlierBegin(i)[0] + static_cast<uint32_t>(warp_);
-    run_end_[i] = OutlierBegin(i)[1];
-    run_[i] = 0;
-    FetchOutliers(i);
-  }
-  GRADQ_DEVICE void FetchOutliers(int i) {
-    while (group_[i] >= run_end_[i]) {
-      if (++run_[i] == Runs()) return;
-      run_end_[i] = OutlierBegin(i)[run_[i] + 1];
-    }
-    // A lane's four entries: those at k = 2t, 2t + 1, 2t + 8, 2t + 9 of the mma.
-    entries_[i] =
-        s_.LoadStreaming(reinterpret_cast<const Words4*>(args_.matrix.outliers) +
-                         static_cast<int64_t>(group_[i]) * (kOutlierGroup / 4) + lane_ % 4);
-  }
-
-  // One group, if there is one left.
   GRADQ_DEVICE void MultiplyOutliers(int i) {
-    if (run_[i] == Runs()) return;
-    uint32_t x[kBatchTiles][4];
-    uint32_t a[4];
-    GRADQ_UNROLL
-    for (int e = 0; e < 4; ++e) {
-      GRADQ_UNROLL
-      for (int j = 0; j < kBatchTiles; ++j) x[j][e] = Activation(entries_[i].word[e], run_[i], j);
-    }
-    GRADQ_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t row = static_cast<uint32_t>(lane_ / 4 + 8 * half);
-      GRADQ_UNROLL
-      for (int pair = 0; pair < 2; ++pair) {
-        a[2 * pair + half] = ValueInRow(entries_[i].word[2 * pair], row) |
-                             ValueInRow(entries_[i].word[2 * pair + 1], row) << 16;
-      }
-    }
-    group_[i] += static_cast<uint32_t>(warps_);
-    FetchOutliers(i);
-    GRADQ_UNROLL
-    for (int j = 0; j < kBatchTiles; ++j) {
-      const uint32_t b[2] = {HalfPair(s_, args_.x, x[j][0] | x[j][1] << 16),
-                             HalfPair(s_, args_.x, x[j][2] | x[j][3] << 16)};
-      s_.Mma(sum_[i][j], a, b);
-    }
-  }
-  static GRADQ_DEVICE uint32_t ValueInRow(uint32_t entry, uint32_t row) {
-    return (entry >> 12 & 15) == row ? entry >> 16 : 0;
-  }
-  // Bits of x in an entry's column. What fills a group up is 0 and stays away from x, whose first
-  // column may hold an infinity.
-  GRADQ_DEVICE uint32_t Activation(uint32_t entry, int run, int batch_tile) const {
-    if (entry == 0) return 0;
-    return x_[batch_tile][run * static_cast<int>(kOutlierRun) + static_cast<int>(entry & 0xfff)]
-        .bits;
+    outliers_[i].Multiply(s_, args_.matrix, Tile(i), warps_, x_, sum_[i]);
   }
 
   // [warp][token][row] in shared memory; then every thread adds up some outputs.
@@ -312,10 +213,7 @@ class TileMatvecWarp {
   uint32_t code_[kDepth][kRowTiles][4 * kVectors];
   typename Decoder::Numbers numbers_[kDepth][kRowTiles][kWindows];
   float sum_[kRowTiles][kBatchTiles][4];
-  uint32_t group_[kRowTiles];
-  uint32_t run_end_[kRowTiles];
-  int run_[kRowTiles];
-  Words4 entries_[kRowTiles];
+  OutlierGroups<S, T, kBatchTiles> outliers_[kRowTiles];
 };
 
 // The whole kernel: ceil(row_tiles / kRowTiles) blocks of up to 16 warps with
