@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "lib/base/status_macros.h"
 
@@ -15,14 +16,13 @@ namespace {
 
 constexpr int64_t kFirstCapacity = 64;
 
-// `cache` with room for `capacity` tokens, of which the first `kept` stay.
-void Grow(at::Tensor* cache, const std::vector<int64_t>& shape, at::ScalarType type,
-          at::Device device, int64_t kept) {
-  if (cache->defined() && cache->size(2) >= shape[2]) return;  // an earlier attempt stopped later
+// A copy of `cache` (may be undefined) of `shape`, of which the first `kept` tokens are set.
+at::Tensor Grown(const at::Tensor& cache, const std::vector<int64_t>& shape, at::ScalarType type,
+                 at::Device device, int64_t kept) {
   at::Tensor larger = at::_ops::empty_memory_format::call(c10::fromIntArrayRefSlow(shape), type, {},
                                                           device, {}, {});
-  if (kept > 0) larger.slice(2, 0, kept).copy_(cache->slice(2, 0, kept));
-  *cache = larger;
+  if (kept > 0) larger.slice(2, 0, kept).copy_(cache.slice(2, 0, kept));
+  return larger;
 }
 
 }  // namespace
@@ -34,10 +34,13 @@ void CachedAttention::Reserve(int64_t tokens) {
   while (capacity < tokens) capacity *= 2;
   capacity = std::min(capacity, geometry_.max_positions);
   const std::vector<int64_t> shape = {1, geometry_.kv_heads, capacity, geometry_.head_dim};
-  for (KeyValueCache& cache : caches_) {
-    Grow(&cache.keys, shape, type_, device_, position_);
-    Grow(&cache.values, shape, type_, device_, position_);
+  // All or nothing: where memory does not suffice, the caches stay as they are.
+  std::vector<KeyValueCache> larger;
+  for (const KeyValueCache& cache : caches_) {
+    larger.push_back({.keys = Grown(cache.keys, shape, type_, device_, position_),
+                      .values = Grown(cache.values, shape, type_, device_, position_)});
   }
+  caches_ = std::move(larger);
   capacity_ = capacity;
 }
 

@@ -4,19 +4,21 @@
 #include "lib/inference/decode_step.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "lib/base/status_macros.h"
 #include "lib/base/strings.h"
 #include "lib/inference/decode_sequence.h"
 #include "lib/inference/packed_linear.h"
+#include "lib/inference/torch_status.h"
 #include "lib/inference/transformer_model.h"
 #include "tests/inference/quantized_folder.h"
 
@@ -176,6 +178,77 @@ TEST(DecodeStepTest, TwoSequencesShareOneStep) {
     ValueOrDie(model->Decode(*second, {&tokens[11 - i], 1}));
   }
   EXPECT_EQ(logits, expected);
+}
+
+// Dense linears that fail once, as where memory does not suffice.
+class FailingOp : public DenseLinearOp {
+ public:
+  explicit FailingOp(const std::vector<BlockWeights>& weights) : DenseLinearOp(weights, 0) {}
+  at::Tensor Apply(int block, LinearKind kind, const at::Tensor& x) override {
+    if (calls_left-- == 0) throw c10::OutOfMemoryError({"Apply", "", 0}, "tried 5, free 3");
+    return DenseLinearOp::Apply(block, kind, x);
+  }
+  int calls_left = -1;
+};
+
+TEST(DecodeStepTest, AFailedCallLeavesTheSequenceAsItWas) {
+  for (const bool by_step : {false, true}) {
+    TransformerModel::Parts parts = LoadParts(StrCat(GRADQ_FIXTURES, "/tiny-llama"), at::kFloat);
+    auto linears = std::make_unique<FailingOp>(*parts.blocks);
+    FailingOp* const failing = linears.get();
+    parts.linears = std::move(linears);
+    parts.by_step = by_step;
+    TransformerModel model(std::move(parts));
+    const std::vector<int32_t> tokens = Tokens(300, 512);
+    const auto whole = model.NewSequence(), broken = model.NewSequence();
+    ValueOrDie(model.Decode(*whole, {tokens.data(), 9}));
+    const std::vector<float> expected = ValueOrDie(model.Decode(*whole, {&tokens[9], 1}));
+
+    ValueOrDie(model.Decode(*broken, {tokens.data(), 9}));
+    // One token; a prompt of two pieces that fails in the second, with a larger cache by then.
+    for (const auto& [count, calls] : {std::pair{1, 10}, {290, 20}}) {
+      failing->calls_left = calls;
+      const absl::Status status =
+          model.Decode(*broken, std::span(tokens).subspan(9, count)).status();
+      EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+      EXPECT_NE(status.message().find("tried 5, free 3"), absl::string_view::npos) << status;
+      EXPECT_EQ(broken->tokens(), 9);
+    }
+    failing->calls_left = -1;
+    EXPECT_LT(Distance(ValueOrDie(model.Decode(*broken, {&tokens[9], 1})), expected), 2e-6);
+  }
+}
+
+TEST(CachedAttentionTest, ACacheThatCannotGrowStays) {
+  ModelGeometry geometry;
+  geometry.blocks = 2;
+  geometry.kv_heads = 2;
+  geometry.head_dim = 24;
+  geometry.max_positions = int64_t{1} << 50;
+  CachedAttention attention(geometry, at::kFloat, at::kCPU);
+  attention.Reserve(10);
+  const void* keys = attention.cache(0).keys.const_data_ptr();
+  const int64_t capacity = attention.capacity();
+  EXPECT_GE(capacity, 10);
+  attention.Reserve(capacity);
+  // More than addresses reach.
+  const absl::Status status = TorchStatus("growing", [&] {
+    attention.Reserve(int64_t{1} << 44);
+    return absl::OkStatus();
+  });
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_EQ(attention.capacity(), capacity);
+  EXPECT_EQ(attention.cache(0).keys.const_data_ptr(), keys);
+  EXPECT_EQ(attention.cache(1).values.size(2), capacity);
+}
+
+TEST(TorchStatusTest, OurOwnErrorsKeepTheirCode) {
+  const absl::Status status = TorchStatus("work", []() -> absl::Status {
+    ThrowIfError(absl::OkStatus());
+    ThrowIfError(absl::UnavailableError("launch failed: 700"));
+    return absl::OkStatus();
+  });
+  EXPECT_EQ(status, absl::UnavailableError("work: launch failed: 700"));
 }
 
 }  // namespace
