@@ -206,7 +206,7 @@ TEST(DecodeStepTest, AFailedCallLeavesTheSequenceAsItWas) {
 
     ValueOrDie(model.Decode(*broken, {tokens.data(), 9}));
     // One token; a prompt of two pieces that fails in the second, with a larger cache by then.
-    for (const auto& [count, calls] : {std::pair{1, 10}, {290, 20}}) {
+    for (const auto& [count, calls] : {std::pair{1, 10}, {290, 30}}) {
       failing->calls_left = calls;
       const absl::Status status =
           model.Decode(*broken, std::span(tokens).subspan(9, count)).status();
