@@ -13,6 +13,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "lib/base/strings.h"
+#include "lib/catalog/inference_memory.h"
 #include "lib/inference/compute_queue.h"
 #include "lib/inference/decode_graph.h"
 #include "lib/inference/decode_sequence.h"
@@ -111,7 +112,7 @@ class Variant {
         sequence_(ends.geometry, place.type, place.device) {
     row_.context = flags.context;
     row_.head_bytes = static_cast<int64_t>(ends.head.lm_head.nbytes());
-    row_.cache_bytes = flags.context * CacheBytesPerToken(ends.geometry, 2);
+    row_.cache_bytes = flags.context * static_cast<int64_t>(CacheBytesPerToken(ends.geometry, 2));
     CachedAttention& attention = sequence_.attention();
     attention.Reserve(flags.context + flags.tokens);
     attention.Advance(flags.context);

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "lib/base/status_macros.h"
-#include "lib/inference/packed_matrix.h"
+#include "lib/catalog/inference_memory.h"
 #include "lib/kernels/tile_matmul.h"
 #include "tests/bench/path_table_cuda.h"
 #include "tests/bench/random_linear_cuda.h"
