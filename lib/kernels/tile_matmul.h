@@ -29,8 +29,8 @@ struct TileMatmulArgs {
 // products of the exact weights (affine: rounded to fp16), fp32 sums; bf16 activations are taken as
 // fp16, exactly between 2^-14 and 65504 in magnitude. An activation that is not finite makes its
 // token's outputs not finite and no others; beside an outlier NaN may stand where the exact result
-// is infinite. INVALID_ARGUMENT for sizes, types or a batch without kernel, INTERNAL when the launch
-// fails, FAILED_PRECONDITION for a CUDA queue in a build without CUDA.
+// is infinite. INVALID_ARGUMENT for sizes, types or a batch without kernel, INTERNAL when the
+// launch fails, FAILED_PRECONDITION for a CUDA queue in a build without CUDA.
 absl::Status TileMatvec(const Queue& queue, const TileView& matrix, const TileMatmulArgs& args);
 // Many tokens (1 .. kTileMatmulBatch), the same numerics but that a weight with an outlier is their
 // sum rounded to fp16: decoded weights are reused from registers.
