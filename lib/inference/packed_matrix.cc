@@ -34,7 +34,8 @@ at::Tensor UploadBytes(const void* data, size_t size, std::vector<int64_t> shape
   at::Tensor tensor = at::_ops::empty_memory_format::call(c10::fromIntArrayRefSlow(shape), type, {},
                                                           at::kCPU, {}, {});
   GRADQ_CHECK(tensor.nbytes() == size);
-  std::memcpy(tensor.mutable_data_ptr(), data, size);
+  // An array that a matrix lacks is null.
+  if (size > 0) std::memcpy(tensor.mutable_data_ptr(), data, size);
   return tensor.to(device);
 }
 
