@@ -31,7 +31,7 @@ kernels::FloatType FloatTypeOf(const at::Tensor& tensor) {
 // Rows of a tile are decoded together.
 int64_t TilePanelRows(int64_t weights, const kernels::TileView& view) {
   const int64_t rows = PanelRows(weights, view.in_features, view.out_features);
-  return (rows + kernels::kTileRows - 1) / kernels::kTileRows * kernels::kTileRows;
+  return (rows + kernels::kMmaRows - 1) / kernels::kMmaRows * kernels::kMmaRows;
 }
 
 class TileLinear : public PackedMatrix {

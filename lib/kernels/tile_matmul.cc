@@ -20,7 +20,7 @@ absl::Status CheckMatrix(const TileView& matrix) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
   const bool rows_fit = matrix.out_features >= 1 && matrix.out_features <= kMost;
   const bool columns_fit = matrix.in_features >= 1 && matrix.in_features <= kMost;
-  const int64_t tiles = (matrix.out_features + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (matrix.out_features + kMmaRows - 1) / kMmaRows;
   const int64_t vectors = VectorsPerChunk(matrix.bits) * int64_t{kWarpLanes};
   if (!rows_fit || !columns_fit || matrix.codes == nullptr ||
       matrix.chunks > std::numeric_limits<uint32_t>::max() / tiles / vectors) {
@@ -64,7 +64,7 @@ absl::Status TileMatmul(const Queue& queue, const TileView& matrix, const TileMa
 absl::Status TileDequantize(const Queue& queue, const TileView& matrix, int64_t begin, int64_t end,
                             FloatType type, void* out) {
   GRADQ_RETURN_IF_ERROR(CheckMatrix(matrix));
-  if (begin < 0 || begin % kTileRows != 0 || begin >= end || end > matrix.out_features) {
+  if (begin < 0 || begin % kMmaRows != 0 || begin >= end || end > matrix.out_features) {
     return absl::InvalidArgumentError(
         StrCat("no such rows to dequantize: [", begin, ", ", end, ") of ", matrix.out_features));
   }

@@ -26,8 +26,8 @@ void Write(FloatType type, float value, void* to, int64_t i) {
 // Code of (r, column), read bit by bit from the place tile_layout.h gives it.
 int CodeAt(const TileView& matrix, int64_t r, int64_t column) {
   const int bits = matrix.bits;
-  const int64_t tile = r / kTileRows;
-  const int half = static_cast<int>(r % kTileRows / 8);
+  const int64_t tile = r / kMmaRows;
+  const int half = static_cast<int>(r % kMmaRows / 8);
   const int64_t chunk = column / ChunkColumns(bits);
   const int64_t window = column % ChunkColumns(bits) / kWindowColumns;
   const int64_t lane = r % 8 * 4 + column % kWindowColumns / kLaneColumns;
@@ -55,7 +55,7 @@ float TableEntry(const TileView& matrix, int64_t r, int code) {
 float AffineWeight(const TileView& matrix, int64_t r, int64_t column, int code) {
   const int64_t group = column / matrix.group_size;
   const uint32_t both =
-      matrix.scales[(r / kTileRows * matrix.groups + group) * kTileRows + r % kTileRows];
+      matrix.scales[(r / kMmaRows * matrix.groups + group) * kMmaRows + r % kMmaRows];
   const float zero = Float16ToFloat(static_cast<uint16_t>(both >> 16)) - 1024.f;
   return (static_cast<float>(code) - zero) * Float16ToFloat(static_cast<uint16_t>(both));
 }
@@ -71,11 +71,11 @@ void DecodeTileRow(const TileView& matrix, int64_t r, float* weights, float* out
   std::fill_n(outliers, matrix.in_features, 0.f);
   if (matrix.outlier_begin == nullptr) return;
   for (int64_t run = 0; run < matrix.runs; ++run) {
-    const uint32_t* begin = matrix.outlier_begin + r / kTileRows * matrix.runs + run;
+    const uint32_t* begin = matrix.outlier_begin + r / kMmaRows * matrix.runs + run;
     for (int64_t i = int64_t{begin[0]} * kOutlierGroup; i < int64_t{begin[1]} * kOutlierGroup;
          ++i) {
       const uint32_t entry = matrix.outliers[i];
-      if ((entry >> 12 & 15) != r % kTileRows) continue;
+      if ((entry >> 12 & 15) != r % kMmaRows) continue;
       outliers[run * kOutlierRun + (entry & 0xfff)] +=
           Float16ToFloat(static_cast<uint16_t>(entry >> 16));
     }

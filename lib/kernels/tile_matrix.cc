@@ -25,7 +25,7 @@ TileView Sizes(TileEncoding encoding, int bits, int64_t out_features, int64_t in
   sizes.bits = bits;
   sizes.out_features = out_features;
   sizes.in_features = in_features;
-  sizes.row_tiles = CeilDiv(out_features, kTileRows);
+  sizes.row_tiles = CeilDiv(out_features, kMmaRows);
   sizes.chunks = CeilDiv(in_features, ChunkColumns(bits));
   sizes.runs = CeilDiv(in_features, kOutlierRun);
   return sizes;
@@ -88,9 +88,9 @@ void PackTile(std::span<const uint32_t> packed, const TileView& sizes, const Cod
   const int bits = sizes.bits;
   const int vectors = VectorsPerChunk(bits);
   const int lane_groups = ChunkColumns(bits) / kLaneColumns;
-  const int64_t rows = std::min<int64_t>(kTileRows, sizes.out_features - tile * kTileRows);
+  const int64_t rows = std::min<int64_t>(kMmaRows, sizes.out_features - tile * kMmaRows);
   for (int64_t r = 0; r < rows; ++r) {
-    const std::vector<uint8_t> row = PaddedRow(packed, sizes, tile * kTileRows + r);
+    const std::vector<uint8_t> row = PaddedRow(packed, sizes, tile * kMmaRows + r);
     for (int64_t i = 0; i < sizes.chunks * lane_groups; ++i) {
       const int64_t window = i % lane_groups / 4;
       const int64_t lane = r % 8 * 4 + i % 4;
@@ -119,9 +119,9 @@ std::vector<Words4> PackCodes(std::span<const uint32_t> packed, const TileView& 
 // Calls use(row within the tile, column, fp16 bits of the value) in order.
 void ForTileOutliers(const SparseRows& sparse, const TileView& sizes, int64_t tile,
                      absl::FunctionRef<void(int64_t, int64_t, uint16_t)> use) {
-  const int64_t rows = std::min<int64_t>(kTileRows, sizes.out_features - tile * kTileRows);
+  const int64_t rows = std::min<int64_t>(kMmaRows, sizes.out_features - tile * kMmaRows);
   for (int64_t r = 0; r < rows; ++r) {
-    const int32_t* row_ptr = sparse.row_ptr(tile * kTileRows + r);
+    const int32_t* row_ptr = sparse.row_ptr(tile * kMmaRows + r);
     for (int64_t run = 0; run < sparse.runs(); ++run) {
       for (int64_t i = row_ptr[run]; i < row_ptr[run + 1]; ++i)
         use(r, run * SparseRows::kRun + sparse.col()[i], sparse.value()[i]);
@@ -193,7 +193,7 @@ TileMatrix TileMatrix::FromLut(std::span<const uint32_t> packed, std::span<const
   matrix.codes_ = PackCodes(packed, matrix.sizes_, pool);
   const int64_t entries = int64_t{1} << bits;
   const int64_t plane_words = entries / 4;
-  matrix.tables_.assign(matrix.sizes_.row_tiles * kTileRows * 2 * plane_words, 0);
+  matrix.tables_.assign(matrix.sizes_.row_tiles * kMmaRows * 2 * plane_words, 0);
   for (int64_t r = 0; r < out_features; ++r) {
     uint32_t* low = matrix.tables_.data() + r * 2 * plane_words;
     uint32_t* high = low + plane_words;
@@ -224,12 +224,12 @@ TileMatrix TileMatrix::FromAffine(std::span<const uint32_t> packed, std::span<co
   matrix.sizes_.groups = groups;
   matrix.sizes_.group_size = group_size;
   matrix.codes_ = PackCodes(packed, matrix.sizes_, pool);
-  matrix.scales_.assign(matrix.sizes_.row_tiles * groups * kTileRows, 0);
+  matrix.scales_.assign(matrix.sizes_.row_tiles * groups * kMmaRows, 0);
   for (int64_t r = 0; r < out_features; ++r) {
     for (int64_t k = 0; k < groups; ++k) {
       // fp16 bits of 1024 + n are 0x6400 + n below 2048.
       const uint32_t zero = 0x6400u + zero_point[r * groups + k];
-      matrix.scales_[(r / kTileRows * groups + k) * kTileRows + r % kTileRows] =
+      matrix.scales_[(r / kMmaRows * groups + k) * kMmaRows + r % kMmaRows] =
           scale[r * groups + k] | zero << 16;
     }
   }
@@ -260,7 +260,7 @@ int64_t TileMatrixBytes(TileEncoding encoding, int bits, int64_t out_features, i
   const TileView sizes = Sizes(encoding, bits, out_features, in_features);
   const int64_t codes =
       sizes.row_tiles * sizes.chunks * VectorsPerChunk(bits) * kWarpLanes * int64_t{sizeof(Words4)};
-  const int64_t rows = sizes.row_tiles * kTileRows;
+  const int64_t rows = sizes.row_tiles * kMmaRows;
   const int64_t numbers = encoding == TileEncoding::kLut
                               ? (rows << bits) * int64_t{sizeof(uint16_t)}
                               : rows * CeilDiv(in_features, group_size) * int64_t{sizeof(uint32_t)};

@@ -89,8 +89,8 @@ class Benchmark {
  private:
   // As lib/inference/tile_linear.cc has it: panels of a fixed number of weights.
   static int64_t PanelRows(const LayerShape& shape) {
-    const int64_t tiles = kTilePanelWeights / shape.in_features / kernels::kTileRows;
-    return std::max<int64_t>(1, tiles) * kernels::kTileRows;
+    const int64_t tiles = kTilePanelWeights / shape.in_features / kernels::kMmaRows;
+    return std::max<int64_t>(1, tiles) * kernels::kMmaRows;
   }
 
   double most_outliers() const {
@@ -258,10 +258,10 @@ class Benchmark {
     TileView host = packed.matrix.view();
     if (!sparse) host.outlier_begin = host.outliers = nullptr;
     const int64_t tiles = view.row_tiles, in = view.in_features;
-    std::vector<float> weights(static_cast<size_t>(kernels::kTileRows * in));
+    std::vector<float> weights(static_cast<size_t>(kernels::kMmaRows * in));
     for (const int64_t tile : {int64_t{0}, tiles / 2, tiles - 1}) {
-      const int64_t begin = tile * kernels::kTileRows;
-      const int64_t end = std::min(begin + kernels::kTileRows, view.out_features);
+      const int64_t begin = tile * kernels::kMmaRows;
+      const int64_t end = std::min(begin + kernels::kMmaRows, view.out_features);
       GRADQ_RETURN_IF_ERROR(kernels::TileDequantize(Queue::Cpu(), host, begin, end,
                                                     FloatType::kFloat32, weights.data()));
       for (const int64_t token : {int64_t{0}, row->batch / 2, row->batch - 1}) {

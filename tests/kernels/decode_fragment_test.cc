@@ -32,7 +32,7 @@ struct Expected {
 Expected ExpectedRegister(const TileProblem& problem, int64_t tile, int64_t window, int lane,
                           int step, int r) {
   const TileView view = problem.matrix.view();
-  const int64_t row = tile * kTileRows + lane / 4 + (r % 2 == 1 ? 8 : 0);
+  const int64_t row = tile * kMmaRows + lane / 4 + (r % 2 == 1 ? 8 : 0);
   const int64_t first = window * kWindowColumns + lane % 4 * 16 + 4 * step + (r >= 2 ? 2 : 0);
   Expected expected;
   for (int i = 0; i < 2; ++i) {

@@ -108,7 +108,7 @@ TEST_P(TileMatrixTest, PaddingIsZero) {
       tail_is_zero(matrix.tables(), o.out * (1 << o.bits) / 2);
     } else {
       for (int64_t i = 0; i < std::ssize(matrix.scales()); ++i) {
-        const int64_t row = i / (groups * kTileRows) * kTileRows + i % kTileRows;
+        const int64_t row = i / (groups * kMmaRows) * kMmaRows + i % kMmaRows;
         ASSERT_EQ(matrix.scales()[i] == 0, row >= o.out) << i;
       }
     }
@@ -168,7 +168,7 @@ TEST_P(TileMatrixTest, OutliersOfAWindow) {
     const int64_t windows = WindowsOf(view);
     std::vector<int64_t> counts(view.row_tiles * windows);
     for (const TileOutlier& outlier : problem.outliers)
-      ++counts[outlier.row / kTileRows * windows + outlier.column / kWindowColumns];
+      ++counts[outlier.row / kMmaRows * windows + outlier.column / kWindowColumns];
     ASSERT_EQ(starts[0], 0u);
     ASSERT_EQ(starts[counts.size()], problem.matrix.outliers().size());
     for (int64_t i = 0; i < std::ssize(counts); ++i) {

@@ -52,7 +52,7 @@ class TileDecoder<S, TileEncoding::kLut, kBits> {
     GRADQ_UNROLL
     for (int half = 0; half < 2; ++half) {
       const uint32_t* from =
-          view.tables + (tile * kTileRows + lane / 4 + 8 * half) * (2 * kPlaneWords);
+          view.tables + (tile * kMmaRows + lane / 4 + 8 * half) * (2 * kPlaneWords);
       GRADQ_UNROLL
       for (int i = 0; i < kPlaneWords; ++i) {
         low_[half][i] = from[i];
@@ -134,7 +134,7 @@ class TileDecoder<S, TileEncoding::kAffine, kBits> {
     uint32_t group = unit / (static_cast<uint32_t>(view.group_size) / kLaneColumns);
     const uint32_t last = static_cast<uint32_t>(view.groups) - 1;
     if (group > last) group = last;
-    const uint32_t* scales = view.scales + (tile * view.groups + group) * kTileRows + lane / 4;
+    const uint32_t* scales = view.scales + (tile * view.groups + group) * kMmaRows + lane / 4;
     return {{scales[0], scales[8]}};
   }
 

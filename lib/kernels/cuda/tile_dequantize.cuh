@@ -29,7 +29,7 @@ struct TileDequantizeArgs {
 
 template <class T>
 LaunchShape ShapeOfTileDequantize(const TileDequantizeArgs<T>& args) {
-  const int64_t tiles = (args.end - args.begin + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (args.end - args.begin + kMmaRows - 1) / kMmaRows;
   const int64_t parts = (args.matrix.in_features + kDequantizeColumns - 1) / kDequantizeColumns;
   const bool outliers = args.matrix.outlier_begin != nullptr;
   return {tiles * parts, 1, kDequantizeWarps * kWarpLanes,
@@ -48,7 +48,7 @@ class TileDequantizeWarp {
         image_(s, s.shared() + s.thread() / kWarpLanes * kOutlierImageBytes, lane_) {
     const int parts = (in_ + kDequantizeColumns - 1) / kDequantizeColumns;
     const auto block = static_cast<int>(s.block_x());
-    tile_ = args.begin / kTileRows + block / parts;
+    tile_ = args.begin / kMmaRows + block / parts;
     first_window_ =
         (block % parts * kDequantizeWarps + s.thread() / kWarpLanes) * kDequantizeWindows;
   }
@@ -100,7 +100,7 @@ class TileDequantizeWarp {
     }
     GRADQ_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const int64_t row = tile_ * kTileRows + lane_ / 4 + 8 * half;
+      const int64_t row = tile_ * kMmaRows + lane_ / 4 + 8 * half;
       if (row >= args_.end) continue;
       GRADQ_UNROLL
       for (int eight = 0; eight < 2; ++eight) StoreColumns(row, column, half, eight, weights, less);

@@ -23,7 +23,7 @@
 namespace gradq::kernels {
 
 inline constexpr int kWarpLanes = 32;
-inline constexpr int kTileRows = 16;
+inline constexpr int kMmaRows = 16;  // of a row tile
 inline constexpr int kWindowColumns = 64;
 inline constexpr int kLaneColumns = 16;  // of a window, consecutive
 // Outliers: columns that 12 bits reach, and entries that share an mma.

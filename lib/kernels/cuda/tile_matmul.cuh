@@ -302,7 +302,7 @@ class TileMatmulWarp {
         GRADQ_UNROLL
         for (int r = 0; r < 4; ++r) {
           // Register r of C: row g or g + 8, token 2t or 2t + 1.
-          const int row = (2 * row_warp_ + i) * kTileRows + lane_ / 4 + r / 2 * 8;
+          const int row = (2 * row_warp_ + i) * kMmaRows + lane_ / 4 + r / 2 * 8;
           const int token = j * 8 + lane_ % 4 * 2 + r % 2;
           partial[split_ * kOfSplit + token * Shape::kJoinStride + row] = sum_[i][j][r];
         }

@@ -20,7 +20,7 @@ struct TileMatmulPlan {
   int row_warps = 4;    // 2, 4 or 8
   int batch_tiles = 4;  // 4 or 8
 
-  constexpr int rows() const { return row_warps * 2 * kTileRows; }
+  constexpr int rows() const { return row_warps * 2 * kMmaRows; }
   constexpr int tokens() const { return batch_tiles * 8; }
   constexpr int split_warps() const { return kTileMatmulWarps / row_warps; }
 };
@@ -81,7 +81,7 @@ struct TileMatmulShape {
   static_assert(HasTileMatmul(kRowWarps, kBatchTiles));
   static constexpr int kSplitWarps = kTileMatmulWarps / kRowWarps;
   static constexpr int kThreads = kTileMatmulWarps * kWarpLanes;
-  static constexpr int kRows = kRowWarps * 2 * kTileRows;
+  static constexpr int kRows = kRowWarps * 2 * kMmaRows;
   static constexpr int kTokens = kBatchTiles * 8;
 
   // Activations of one stage, [split][token][64 columns] of 16 bits, and how many stages are in

@@ -178,14 +178,14 @@ class TileMatvecWarp {
         GRADQ_UNROLL
         for (int r = 0; r < 4; ++r) {
           // Register r of C: row g or g + 8, token 2t or 2t + 1.
-          const int row = i * kTileRows + lane_ / 4 + r / 2 * 8;
+          const int row = i * kMmaRows + lane_ / 4 + r / 2 * 8;
           const int token = 8 * j + lane_ % 4 * 2 + r % 2;
           partial[warp_ * kOfWarp + token * Shape::kStride + row] = sum_[i][j][r];
         }
       }
     }
     s_.Sync();
-    constexpr int kRows = kRowTiles * kTileRows;
+    constexpr int kRows = kRowTiles * kMmaRows;
     for (int i = s_.thread(); i < args_.batch * kRows; i += s_.threads()) {
       const int token = i / kRows;
       const int64_t row = s_.block_x() * kRows + i % kRows;

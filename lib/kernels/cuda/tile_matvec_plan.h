@@ -52,7 +52,7 @@ constexpr TileMatvecPlan PlanTileMatvec(TileEncoding encoding, int bits, int64_t
   plan.warps = out_features <= 8192 ? kTileMatvecWarps : kTileMatvecWarps / 2;
   // Every block reads all activations again, from L1 or L2: 2 · batch bytes per column, beside 2 ·
   // bits bytes of codes per row tile. The busiest multiprocessor should read the least.
-  const int64_t tiles = (out_features + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (out_features + kMmaRows - 1) / kMmaRows;
   int64_t least = 0;
   for (int row_tiles = 1; row_tiles <= 4; row_tiles *= 2) {
     if (!HasTileMatvec(encoding, bits, row_tiles, plan.batch_tiles)) continue;
@@ -73,7 +73,7 @@ struct TileMatvecShape {
   static constexpr int kBatchTiles = kBatchTilesOf;
   // Tokens of the shared array of partial sums are this far apart: the eight rows and four tokens
   // that a warp writes at once lie in 32 banks, as 2 · stride % 32 = 8.
-  static constexpr int kStride = kRowTiles * kTileRows + 4;
+  static constexpr int kStride = kRowTiles * kMmaRows + 4;
   static constexpr int SharedBytes(int warps) {
     return warps * kBatchTiles * 8 * kStride * static_cast<int>(sizeof(float));
   }

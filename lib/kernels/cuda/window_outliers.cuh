@@ -14,7 +14,7 @@
 namespace gradq::kernels {
 
 // One half per weight, in the order [step][lane][register of A][low, high] of WindowFragments.
-inline constexpr int kOutlierImageBytes = kTileRows * kWindowColumns * 2;
+inline constexpr int kOutlierImageBytes = kMmaRows * kWindowColumns * 2;
 
 GRADQ_HOST_DEVICE constexpr uint32_t OutlierPlace(uint32_t entry) {
   const uint32_t row = entry >> 12 & 15;
