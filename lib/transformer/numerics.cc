@@ -97,6 +97,9 @@ absl::StatusOr<std::string> SetUpNumerics(int threads, const std::string& device
   }
   at::set_num_threads(threads);
   at::globalContext().setAllowTF32CuBLAS(false);
+  // cuBLAS may else join the parts of a sum it has split in fp16 or bf16.
+  at::globalContext().setAllowFP16ReductionCuBLAS(false);
+  at::globalContext().setAllowBF16ReductionCuBLAS(false);
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
   at::globalContext().setDeterministicFillUninitializedMemory(false);
   const char* mode = std::getenv("MKL_CBWR");
