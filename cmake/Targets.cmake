@@ -34,8 +34,10 @@ function(gradq_binary name)
   endif()
 endfunction()
 
-# Read by the programs of the tsan preset only. One variable: gtest_discover_tests does not carry a list.
-set(sanitizer_environment ASAN_OPTIONS=allocator_may_return_null=1 TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1)
+# Read by the programs of the asan and tsan presets only.
+set(sanitizer_environment
+  ASAN_OPTIONS=allocator_may_return_null=1
+  TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1)
 
 function(gradq_test name)
   cmake_parse_arguments(ARG "CUDA" "LABEL;TIMEOUT" "SOURCES;DEPS" ${ARGN})
