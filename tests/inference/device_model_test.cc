@@ -72,9 +72,7 @@ class DeviceModelTest : public testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
     at::set_num_threads(1);
-    const auto why = kernels::WhyNoDevice();
-    if (why && HasFailure()) FAIL() << *why;  // of a SetUp only this ends the test
-    if (why) GTEST_SKIP() << *why;
+    kernels::SetUpDevice();
   }
 
   LoadOptions OnDevice() const { return {.device = "cuda:0", .compute_type = GetParam().type}; }

@@ -190,12 +190,7 @@ class Place {
 class DecodeOpsTest : public testing::TestWithParam<bool> {
  protected:
   void SetUp() override {
-    if (!GetParam()) return;
-    const auto why = WhyNoDevice();
-    if (!why) return;
-    // A test that has failed is not skipped: only a fatal failure keeps its body from running.
-    if (HasFailure()) FAIL() << *why;
-    GTEST_SKIP() << *why;
+    if (GetParam()) SetUpDevice();
   }
 
   // What `run` gives on the place under test, the same under every thread order, is that of the

@@ -20,4 +20,11 @@ std::optional<std::string> WhyNoDevice() {
   return why;
 }
 
+void SetUpDevice() {
+  const auto why = WhyNoDevice();
+  if (!why) return;
+  if (testing::Test::HasFailure()) FAIL() << *why;
+  GTEST_SKIP() << *why;
+}
+
 }  // namespace gradq::kernels

@@ -26,6 +26,9 @@ namespace gradq::kernels {
 // Why the device cases of a test can't run here, nothing when they can. Where GRADQ_REQUIRE_CUDA
 // is set (and not 0) and there is no device, the running test has also failed, not just skipped.
 std::optional<std::string> WhyNoDevice();
+// For the SetUp of device cases: skips the test where WhyNoDevice, or fails it fatally, which is
+// what keeps the body of a failed test from running.
+void SetUpDevice();
 
 // Free memory of the current device over all processes.
 absl::StatusOr<int64_t> FreeDeviceBytes();

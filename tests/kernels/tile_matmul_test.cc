@@ -12,7 +12,7 @@
 #include "lib/kernels/cuda/tile_matmul_plan.h"
 #include "lib/kernels/tile_matmul.h"
 #include "tests/kernels/device_memory.h"
-#include "tests/kernels/device_tile_matrix.h"
+#include "tests/kernels/device_tile_product.h"
 #include "tests/kernels/tile_problem.h"
 #include "tests/kernels/tile_product.h"
 #include "tests/simt/emulator.h"
@@ -85,35 +85,12 @@ std::vector<uint16_t> Emulate(const TileMatmulPlan& plan, uint32_t seed, const T
   return {y.begin() + kMargin, y.begin() + kMargin + count};
 }
 
-std::vector<uint16_t> RunOnDevice(const TileMatrix& matrix, const TileProduct& product) {
-  const auto on_device = DeviceTileMatrix::Upload(matrix);
-  const auto x = DeviceBuffer<uint16_t>::Upload(product.x);
-  const auto bias = DeviceBuffer<uint16_t>::Upload(product.bias);
-  const auto y = DeviceBuffer<uint16_t>::Allocate(std::ssize(product.y));
-  EXPECT_TRUE(on_device.ok() && x.ok() && bias.ok() && y.ok());
-  if (testing::Test::HasFailure()) return {};
-  const TileMatmulArgs args = {product.type, x->data(), product.batch,
-                               product.bias.empty() ? nullptr : bias->data(), y->data()};
-  std::vector<uint16_t> first;
-  for (int run = 0; run < 2; ++run) {
-    const absl::Status launched = TileMatmul(Queue::Cuda(nullptr), on_device->view(), args);
-    EXPECT_TRUE(launched.ok()) << launched;
-    const auto result = y->Download();
-    EXPECT_TRUE(result.ok()) << result.status();
-    if (!result.ok()) return {};
-    if (run == 0) first = *result;
-    EXPECT_EQ(first, *result) << "two runs differ";
-  }
-  return first;
-}
-
 enum class Machine { kEmulator, kDevice };
 
 class TileMatmulTest : public testing::TestWithParam<std::tuple<Machine, Kind>> {
  protected:
   void SetUp() override {
-    if (machine() == Machine::kEmulator) return;
-    if (const auto why = WhyNoDevice()) GTEST_SKIP() << *why;
+    if (machine() == Machine::kDevice) SetUpDevice();
   }
 
   static Machine machine() { return std::get<0>(GetParam()); }
@@ -135,7 +112,7 @@ class TileMatmulTest : public testing::TestWithParam<std::tuple<Machine, Kind>> 
     const TileProduct product = MakeTileProduct(problem, batch, type, turn / 2 % 2 == 0);
     const std::vector<uint16_t> y = machine() == Machine::kEmulator
                                         ? Emulate(plan, seed, problem.matrix.view(), product)
-                                        : RunOnDevice(problem.matrix, product);
+                                        : RunOnDevice(TileMatmul, problem.matrix, product);
     ASSERT_TRUE(IsProduct(y, product));
   }
 };
@@ -177,7 +154,7 @@ TEST_P(TileMatmulTest, SumsDependOnNeitherOrderOfThreadsNorRun) {
   const TileProblem problem = MakeTileProblem(Options(40, 904, OutlierKind::kSparse));
   const TileProduct product = MakeTileProduct(problem, 37, FloatType::kBFloat16, true);
   if (machine() == Machine::kDevice) {
-    ASSERT_TRUE(IsProduct(RunOnDevice(problem.matrix, product), product));
+    ASSERT_TRUE(IsProduct(RunOnDevice(TileMatmul, problem.matrix, product), product));
     return;
   }
   for (const TileMatmulPlan& plan : kPlans) {
@@ -203,7 +180,7 @@ TEST_P(TileMatmulTest, NonFiniteActivationsStayInTheirToken) {
               *value = std::numeric_limits<float>::infinity();
           });
       const std::vector<uint16_t> y = machine() == Machine::kDevice
-                                          ? RunOnDevice(problem.matrix, product)
+                                          ? RunOnDevice(TileMatmul, problem.matrix, product)
                                           : Emulate({2, 4}, 2, problem.matrix.view(), product);
       ASSERT_TRUE(IsProduct(y, product)) << "column " << column << " of " << in;
     }

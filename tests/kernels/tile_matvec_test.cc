@@ -13,7 +13,7 @@
 #include "lib/kernels/cuda/tile_matvec_plan.h"
 #include "lib/kernels/tile_matmul.h"
 #include "tests/kernels/device_memory.h"
-#include "tests/kernels/device_tile_matrix.h"
+#include "tests/kernels/device_tile_product.h"
 #include "tests/kernels/tile_problem.h"
 #include "tests/kernels/tile_product.h"
 #include "tests/simt/emulator.h"
@@ -77,38 +77,12 @@ std::vector<uint16_t> Emulate(const TileMatvecPlan& plan, uint32_t seed, const T
   return y;
 }
 
-std::vector<uint16_t> RunOnDevice(const TileMatrix& matrix, const TileProduct& product) {
-  const auto on_device = DeviceTileMatrix::Upload(matrix);
-  const auto x = DeviceBuffer<uint16_t>::Upload(product.x);
-  const auto bias = DeviceBuffer<uint16_t>::Upload(product.bias);
-  const auto y = DeviceBuffer<uint16_t>::Allocate(std::ssize(product.y));
-  EXPECT_TRUE(on_device.ok() && x.ok() && bias.ok() && y.ok());
-  std::vector<uint16_t> first(product.y.size(), kUntouched);
-  if (testing::Test::HasFailure()) return first;
-  const TileMatmulArgs args = {product.type, x->data(), product.batch,
-                               product.bias.empty() ? nullptr : bias->data(), y->data()};
-  for (int run = 0; run < 2; ++run) {
-    const absl::Status launched = TileMatvec(Queue::Cuda(nullptr), on_device->view(), args);
-    EXPECT_TRUE(launched.ok()) << launched;
-    const auto result = y->Download();
-    EXPECT_TRUE(result.ok()) << result.status();
-    if (!result.ok()) return first;
-    if (run == 0) first = *result;
-    EXPECT_EQ(first, *result) << "two runs differ";
-  }
-  return first;
-}
-
 enum class Machine { kEmulator, kDevice };
 
 class TileMatvecTest : public testing::TestWithParam<std::tuple<Machine, Kind>> {
  protected:
   void SetUp() override {
-    if (machine() == Machine::kEmulator) return;
-    const auto why = WhyNoDevice();
-    // A fatal failure keeps the body from running; a skip behind a plain one would not.
-    if (why && HasFailure()) FAIL() << *why;
-    if (why) GTEST_SKIP() << *why;
+    if (machine() == Machine::kDevice) SetUpDevice();
   }
 
   static Machine machine() { return std::get<0>(GetParam()); }
@@ -146,7 +120,7 @@ class TileMatvecTest : public testing::TestWithParam<std::tuple<Machine, Kind>> 
     if (machine() == Machine::kEmulator) {
       CheckEmulated(problem, product);
     } else {
-      ASSERT_TRUE(IsProduct(RunOnDevice(problem.matrix, product), product));
+      ASSERT_TRUE(IsProduct(RunOnDevice(TileMatvec, problem.matrix, product), product));
     }
   }
 };
@@ -200,7 +174,7 @@ TEST_P(TileMatvecTest, SumsDependOnNeitherThreadsNorPlanNorBatch) {
   const TileProduct all = MakeTileProduct(problem, 11, FloatType::kFloat16, false);
   const auto run_with = [&](int row_tiles, uint32_t seed) {
     return [&, row_tiles, seed](const TileProduct& product) {
-      if (machine() == Machine::kDevice) return RunOnDevice(problem.matrix, product);
+      if (machine() == Machine::kDevice) return RunOnDevice(TileMatvec, problem.matrix, product);
       const int batch_tiles = product.batch > 8 ? 2 : 1;
       const bool has = HasTileMatvec(view.encoding, view.bits, row_tiles, batch_tiles);
       return Emulate({has ? row_tiles : 1, batch_tiles, 16}, seed, view, product);
@@ -234,7 +208,7 @@ TEST_P(TileMatvecTest, NonFiniteActivationsStayInTheirToken) {
                                                       if (token == 1 && c == column) *value = bad;
                                                     });
         const std::vector<uint16_t> y = machine() == Machine::kDevice
-                                            ? RunOnDevice(problem.matrix, product)
+                                            ? RunOnDevice(TileMatvec, problem.matrix, product)
                                             : Emulate({1, 1, 8}, 2, problem.matrix.view(), product);
         ASSERT_TRUE(IsProduct(y, product)) << "column " << column;
         // Without outliers at that column infinities keep their sign, padding or not.
@@ -263,7 +237,7 @@ TEST_P(TileMatvecTest, PaddingOfOutlierGroupsTouchesNoActivation) {
         if (c == 0) *x = std::numeric_limits<float>::infinity();
       });
   const std::vector<uint16_t> y = machine() == Machine::kDevice
-                                      ? RunOnDevice(problem.matrix, product)
+                                      ? RunOnDevice(TileMatvec, problem.matrix, product)
                                       : Emulate({1, 1, 16}, 0, problem.matrix.view(), product);
   for (int64_t r = 0; r < 16; ++r) {
     const float got = ValueOf(product.type, y[r]);
