@@ -100,7 +100,7 @@ class ReceiveBlobReactor : public grpc::ServerReadReactor<Request> {
   void Take() {
     const absl::Status status = Append();
     if (!status.ok() || present_) {
-      this->Finish(ToGrpc(status));
+      Answer(status);
     } else {
       this->StartRead(&request_);
     }
@@ -117,10 +117,15 @@ class ReceiveBlobReactor : public grpc::ServerReadReactor<Request> {
   }
   void End() {
     if (!upload_.has_value()) {
-      this->Finish(ToGrpc(absl::InvalidArgumentError("upload without a first message")));
+      Answer(absl::InvalidArgumentError("upload without a first message"));
       return;
     }
-    this->Finish(ToGrpc(commit_(*upload_)));
+    Answer(commit_(*upload_));
+  }
+  // An answer finds no file of the upload left behind.
+  void Answer(const absl::Status& status) {
+    upload_.reset();
+    this->Finish(ToGrpc(status));
   }
 
   Executor& io_;
