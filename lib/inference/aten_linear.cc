@@ -77,7 +77,7 @@ class AtenLinear : public PackedMatrix {
 
   // Rows [begin, end) of the weights in `type`.
   at::Tensor Decode(int64_t begin, int64_t end, at::ScalarType type) const {
-    const at::Tensor dense = DecodeCodes(begin, end, outlier_at_.defined() ? at::kFloat : type);
+    at::Tensor dense = DecodeCodes(begin, end, outlier_at_.defined() ? at::kFloat : type);
     if (!outlier_at_.defined()) return dense;
     const int64_t first = outlier_begin_[begin], last = outlier_begin_[end];
     // Every place comes once, so nothing depends on the order of the sums.

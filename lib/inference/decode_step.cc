@@ -11,7 +11,7 @@
 namespace gradq {
 namespace {
 
-at::Tensor Empty(std::vector<int64_t> shape, at::ScalarType type, at::Device device) {
+at::Tensor Empty(const std::vector<int64_t>& shape, at::ScalarType type, at::Device device) {
   return at::_ops::empty_memory_format::call(c10::fromIntArrayRefSlow(shape), type, {}, device, {},
                                              {});
 }

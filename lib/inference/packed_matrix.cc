@@ -29,7 +29,7 @@ int64_t PanelRows(int64_t weights, int64_t in_features, int64_t out_features) {
   return std::min(out_features, std::max(kLeastPanelRows, weights / in_features));
 }
 
-at::Tensor UploadBytes(const void* data, size_t size, std::vector<int64_t> shape,
+at::Tensor UploadBytes(const void* data, size_t size, const std::vector<int64_t>& shape,
                        at::ScalarType type, at::Device device) {
   at::Tensor tensor = at::_ops::empty_memory_format::call(c10::fromIntArrayRefSlow(shape), type, {},
                                                           at::kCPU, {}, {});

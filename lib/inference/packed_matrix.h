@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "lib/base/thread_pool.h"
@@ -59,13 +58,13 @@ bool ThereAreTileKernels(Encoding encoding, int bits, int64_t group_size);
 std::unique_ptr<PackedMatrix> MakeAtenMatrix(const QuantizedLinear& linear, at::Device device);
 
 // A tensor on `device` with the bytes of `values`, `shape` of `type`.
-at::Tensor UploadBytes(const void* data, size_t size, std::vector<int64_t> shape,
+at::Tensor UploadBytes(const void* data, size_t size, const std::vector<int64_t>& shape,
                        at::ScalarType type, at::Device device);
 template <typename Values>
-at::Tensor Upload(const Values& values, std::vector<int64_t> shape, at::ScalarType type,
+at::Tensor Upload(const Values& values, const std::vector<int64_t>& shape, at::ScalarType type,
                   at::Device device) {
   const auto bytes = std::as_bytes(std::span(values));
-  return UploadBytes(bytes.data(), bytes.size(), std::move(shape), type, device);
+  return UploadBytes(bytes.data(), bytes.size(), shape, type, device);
 }
 
 }  // namespace gradq

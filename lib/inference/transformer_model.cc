@@ -62,7 +62,7 @@ TransformerModel::TransformerModel(Parts parts)
 
 absl::Status TransformerModel::Compute(std::string_view what,
                                        absl::FunctionRef<absl::Status()> body) const {
-  const absl::Status status = TorchStatus(what, [&] {
+  absl::Status status = TorchStatus(what, [&] {
     const c10::InferenceMode no_gradients;
     const c10::StreamGuard stream(ComputeStream(parts_.device));
     return body();

@@ -94,7 +94,8 @@ class EmulatedBlock {
         seed_(seed),
         random_(seed),
         body_(body),
-        stacks_(TakeStacks(shape.threads)),
+        // The analyzer doesn't see that the destructor gives them back or frees them.
+        stacks_(TakeStacks(shape.threads)),  // NOLINT(clang-analyzer-cplusplus.NewDeleteLeaks)
         memory_(new Words4[(shape.shared_bytes + 15) / 16 + 2 * kGuardBytes / 16]),
         shared_(reinterpret_cast<char*>(memory_.get()) + kGuardBytes) {}
 

@@ -38,7 +38,7 @@ bool SumsAreRight(uint32_t seed) {
       RunGrid({.grid_x = 2, .grid_y = 3, .threads = 256, .shared_bytes = 1024}, seed,
               [&](const EmulatedSimt& s) { SumKernel<kWithSync>(s, sums.data()); });
   EXPECT_TRUE(status.ok()) << status;
-  return sums == std::vector<float>(6, 256 * 257 / 2);
+  return sums == std::vector<float>(6, 128 * 257);
 }
 
 TEST(Emulator, ReducesInEveryOrder) {
@@ -98,7 +98,8 @@ TEST(Emulator, WarpsMultiplyApart) {
   for (const uint32_t seed : kEmulatorSeeds) {
     bool right = true;
     const absl::Status status = RunGrid({.threads = 96}, seed, [&](const EmulatedSimt& s) {
-      const float number = static_cast<float>(s.thread() / 32 + 1);
+      const int warp = s.thread() / 32;
+      const auto number = static_cast<float>(warp + 1);
       const uint32_t both = s.PackHalf2(number, number);
       const uint32_t twos = s.PackHalf2(2, 2);
       const uint32_t a[4] = {both, both, both, both};
