@@ -79,7 +79,9 @@ HWY_INLINE void PackPanel(const float* HWY_RESTRICT source, int64_t stride, int6
     const int64_t valid = std::clamp<int64_t>(std::min(columns - first, width) - v, 0, kLanes);
     const auto mask = hn::FirstN(kTag, static_cast<size_t>(valid));
     for (int64_t t = 0; t < tokens; ++t) {
-      auto value = hn::MaskedLoad(mask, kTag, source + t * stride + first + v);
+      // A single lane is read also where the mask hides it.
+      auto value =
+          valid > 0 ? hn::MaskedLoad(mask, kTag, source + t * stride + first + v) : hn::Zero(kTag);
       if (scale != nullptr) value = hn::Mul(value, hn::Set(kTag, scale[t]));
       hn::StoreU(value, kTag, panel + t * width + v);
     }
