@@ -20,6 +20,7 @@
 #include "lib/inference/packed_linear.h"
 #include "lib/inference/torch_status.h"
 #include "lib/inference/transformer_model.h"
+#include "tests/inference/logits.h"
 #include "tests/inference/quantized_folder.h"
 
 namespace gradq {
@@ -84,27 +85,6 @@ std::unique_ptr<TransformerModel> LoadModel(const std::string& path, at::ScalarT
   TransformerModel::Parts parts = LoadParts(path, type);
   parts.by_step = by_step;
   return std::make_unique<TransformerModel>(std::move(parts));
-}
-
-std::vector<int32_t> Tokens(int64_t count, int64_t vocabulary) {
-  std::vector<int32_t> tokens(count);
-  uint32_t seed = 1;
-  for (int32_t& token : tokens) {
-    seed = seed * 1664525u + 1013904223u;
-    token = static_cast<int32_t>((seed >> 8) % vocabulary);
-  }
-  return tokens;
-}
-
-// max |a - b| / max |b|.
-double Distance(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double distance = 0, scale = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    distance = std::max(distance, std::abs(double{a[i]} - b[i]));
-    scale = std::max(scale, std::abs(double{b[i]}));
-  }
-  return distance / scale;
 }
 
 // Decodes pieces of `tokens` by both models and compares the logits after each.

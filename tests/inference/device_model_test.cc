@@ -17,6 +17,7 @@
 #include "lib/inference/model.h"
 #include "lib/inference/scoring.h"
 #include "lib/kernels/cuda_device.h"
+#include "tests/inference/logits.h"
 #include "tests/inference/quantized_folder.h"
 #include "tests/kernels/device_memory.h"
 
@@ -38,27 +39,6 @@ std::unique_ptr<Model> LoadOrDie(const std::string& path, const LoadOptions& opt
   EXPECT_TRUE(model.ok()) << model.status();
   GRADQ_CHECK(model.ok());
   return *std::move(model);
-}
-
-std::vector<int32_t> Tokens(int64_t count, int64_t vocabulary) {
-  std::vector<int32_t> tokens(count);
-  uint32_t seed = 1;
-  for (int32_t& token : tokens) {
-    seed = seed * 1664525u + 1013904223u;
-    token = static_cast<int32_t>((seed >> 8) % vocabulary);
-  }
-  return tokens;
-}
-
-double Distance(const std::vector<float>& a, const std::vector<float>& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double distance = 0, scale = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    // A NaN fails.
-    if (!(std::abs(double{a[i]} - b[i]) <= distance)) distance = std::abs(double{a[i]} - b[i]);
-    scale = std::max(scale, std::abs(double{b[i]}));
-  }
-  return distance / scale;
 }
 
 std::vector<float> DecodeOrDie(Model& model, Sequence& sequence, std::span<const int32_t> tokens) {

@@ -45,7 +45,7 @@
 
 namespace gradq::kernels {
 
-// Bits of a bf16 as a float, and back with round to nearest even (NaN stays NaN).
+// The bits of a float, and back.
 GRADQ_DEVICE uint32_t FloatBits(float value) {
   uint32_t bits;
   static_assert(sizeof bits == sizeof value);
@@ -87,6 +87,7 @@ template <class S>
 GRADQ_DEVICE void Store(const S& s, Half* to, float value) {
   to->bits = s.FloatToHalf(value);
 }
+// To nearest even; NaN stays NaN.
 template <class S>
 GRADQ_DEVICE void Store(const S&, BFloat16* to, float value) {
   const uint32_t bits = FloatBits(value);

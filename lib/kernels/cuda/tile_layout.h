@@ -97,7 +97,7 @@ struct TileView {
   int64_t groups = 0;
   int64_t group_size = 0;
   // Outliers, in groups of 16: entry = column within the run (12 bits), row within the tile << 12,
-  // fp16 value << 16; what is left of a group is 0 (adds +0 · x[first column of the run]). Groups
+  // fp16 value << 16; what is left of a group is 0, and kernels skip it. Groups
   // outlier_begin[tile · runs + run] .. outlier_begin[tile · runs + run + 1] - 1 belong to columns
   // run · 4096 .. of row tile `tile`, in order of (column / 64, row, column). `outlier_begin` null:
   // none. Behind its row_tiles · runs + 1 words: see OutlierWindows.
